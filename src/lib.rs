@@ -1,0 +1,3 @@
+//! `fabstir`: the on-chain-first host node of the Fabstir LLM marketplace.
+
+pub mod market;

@@ -1,0 +1,232 @@
+//! What the contracts said: decoded events, and the raw logs they came from.
+//!
+//! Decoding itself belongs to `chain`; past that border nobody sees an ABI word.
+
+use serde::{Deserialize, Serialize};
+
+use super::types::{Address, B256, BlockRef, Bytes, JobId, U256, UnixSeconds};
+
+/// A block header, as far as we keep it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    pub block: BlockRef,
+    pub parent: B256,
+    pub time: UnixSeconds,
+}
+
+/// A log of one of our contracts, byte for byte as the chain has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawLog {
+    pub block: BlockRef,
+    /// Position in the block, counted over all its logs.
+    pub index: u64,
+    pub tx: B256,
+    pub address: Address,
+    /// At most four.
+    pub topics: Vec<B256>,
+    pub data: Bytes,
+}
+
+impl RawLog {
+    /// Returns the journal link of this log after `previous`:
+    /// `keccak256(previous ‖ chain id ‖ block ‖ block hash ‖ log index ‖ tx hash ‖ address ‖ number of topics ‖ topics ‖
+    /// data)`, numbers as eight big-endian bytes. Two journals with the same head hold the same logs in the same order.
+    pub fn link(&self, previous: B256, chain_id: u64) -> B256 {
+        let mut bytes = previous.to_vec();
+        bytes.extend(chain_id.to_be_bytes());
+        bytes.extend(self.block.number.to_be_bytes());
+        bytes.extend(self.block.hash);
+        bytes.extend(self.index.to_be_bytes());
+        bytes.extend(self.tx);
+        bytes.extend(self.address);
+        bytes.extend((self.topics.len() as u64).to_be_bytes());
+        self.topics.iter().for_each(|topic| bytes.extend(topic));
+        bytes.extend(&self.data);
+        alloy::primitives::keccak256(bytes)
+    }
+}
+
+/// What a renter asked for and locked money behind. Strings are the renter's: bounded by the contract, otherwise unchecked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Terms {
+    pub renter: Address,
+    /// Text of a model id; only policy decides whether it names a model.
+    pub model: String,
+    /// Text of the content id of the prompt.
+    pub input: String,
+    /// At most this many output tokens.
+    pub max_tokens: u32,
+    /// Sampling temperature in thousandths; 0 is greedy.
+    pub temperature_milli: u32,
+    pub seed: u32,
+    /// Locked amount in the smallest unit of `token`.
+    #[serde(serialize_with = "super::types::decimal")]
+    pub payment: U256,
+    /// The zero address is ETH.
+    pub token: Address,
+    /// Completed before this moment, or refunded.
+    pub deadline: UnixSeconds,
+    pub requires_proof: bool,
+    /// In gigabytes as the renter states it.
+    pub min_gpu_memory: u64,
+    pub min_reputation: u64,
+}
+
+/// What a host binds itself to before it knows which positions will be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commitment {
+    /// Merkle root over the token records.
+    pub root: B256,
+    pub tokens: u32,
+    /// `keccak256` of the output's content id text.
+    pub result_hash: B256,
+    /// `keccak256` of the token ids as four-byte big-endian words.
+    pub tokens_digest: B256,
+}
+
+/// A decoded contract event. Variants a job's fold does not need are kept because operators read them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    JobTerms {
+        job: JobId,
+        terms: Terms,
+    },
+    JobClaimed {
+        job: JobId,
+        host: Address,
+    },
+    ResultCommitted {
+        job: JobId,
+        host: Address,
+        commitment: Commitment,
+    },
+    BeaconPinned {
+        job: JobId,
+        beacon: B256,
+    },
+    JobCompleted {
+        job: JobId,
+        output: String,
+    },
+    ReleaseDue {
+        job: JobId,
+        at: UnixSeconds,
+    },
+    PaymentReleased {
+        job: JobId,
+        host: Address,
+        amount: U256,
+    },
+    PaymentRefunded {
+        job: JobId,
+        renter: Address,
+        amount: U256,
+    },
+    EscrowReleased {
+        job: JobId,
+        net: U256,
+        fee: U256,
+    },
+    HostRegistered {
+        host: Address,
+        stake: U256,
+        metadata: String,
+    },
+    HostUnregistered {
+        host: Address,
+    },
+    StakeAdded {
+        host: Address,
+        amount: U256,
+    },
+    MetadataUpdated {
+        host: Address,
+        metadata: String,
+    },
+    /// Known by name, folded by nobody.
+    Noted {
+        name: &'static str,
+        job: Option<JobId>,
+    },
+}
+
+impl Event {
+    /// Returns the event's name on the contract.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::JobTerms { .. } => "JobTerms",
+            Event::JobClaimed { .. } => "JobClaimed",
+            Event::ResultCommitted { .. } => "ResultCommitted",
+            Event::BeaconPinned { .. } => "BeaconPinned",
+            Event::JobCompleted { .. } => "JobCompleted",
+            Event::ReleaseDue { .. } => "JobReleaseDue",
+            Event::PaymentReleased { .. } => "PaymentReleased",
+            Event::PaymentRefunded { .. } => "PaymentRefunded",
+            Event::EscrowReleased { .. } => "EscrowReleased",
+            Event::HostRegistered { .. } => "NodeRegistered",
+            Event::HostUnregistered { .. } => "NodeUnregistered",
+            Event::StakeAdded { .. } => "StakeAdded",
+            Event::MetadataUpdated { .. } => "MetadataUpdated",
+            Event::Noted { name, .. } => name,
+        }
+    }
+
+    /// Returns the job the event belongs to, if it belongs to one.
+    pub fn job(&self) -> Option<JobId> {
+        match self {
+            Event::JobTerms { job, .. }
+            | Event::JobClaimed { job, .. }
+            | Event::ResultCommitted { job, .. }
+            | Event::BeaconPinned { job, .. }
+            | Event::JobCompleted { job, .. }
+            | Event::ReleaseDue { job, .. }
+            | Event::PaymentReleased { job, .. }
+            | Event::PaymentRefunded { job, .. }
+            | Event::EscrowReleased { job, .. } => Some(*job),
+            Event::Noted { job, .. } => *job,
+            Event::HostRegistered { .. }
+            | Event::HostUnregistered { .. }
+            | Event::StakeAdded { .. }
+            | Event::MetadataUpdated { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_logs_share_a_link() {
+        let log = RawLog {
+            block: BlockRef { number: 3, hash: B256::repeat_byte(3) },
+            index: 2,
+            tx: B256::repeat_byte(4),
+            address: Address::repeat_byte(5),
+            topics: vec![B256::repeat_byte(6), B256::repeat_byte(7)],
+            data: Bytes::new(),
+        };
+        let changes: [fn(&mut RawLog); 10] = [
+            |log| log.block.number += 1,
+            |log| log.block.hash = B256::ZERO,
+            |log| log.index += 1,
+            |log| log.tx = B256::ZERO,
+            |log| log.address = Address::ZERO,
+            |log| log.topics[1] = B256::ZERO,
+            |log| log.topics.swap(0, 1),
+            |log| log.topics.truncate(1),
+            |log| log.data = Bytes::from_static(b"x"),
+            // The last topic's bytes told as data.
+            |log| log.data = log.topics.pop().expect("two topics").to_vec().into(),
+        ];
+        let mut links = vec![log.link(B256::ZERO, 1), log.link(B256::ZERO, 2), log.link(B256::repeat_byte(1), 1)];
+        for change in changes {
+            let mut other = log.clone();
+            change(&mut other);
+            links.push(other.link(B256::ZERO, 1));
+        }
+        for (i, link) in links.iter().enumerate() {
+            assert!(!links[..i].contains(link), "link {i} repeats");
+        }
+    }
+}

@@ -1,0 +1,697 @@
+//! A job is the fold of its facts; what we owe it is a pure function of the job.
+//!
+//! ```text
+//! Posted ──claimed──► Claimed ──committed──► Committed ──completed──► Completed ──released──► Released
+//!    └───────refunded──────┴───────refunded──────┴────────────► Refunded
+//! ```
+//! `Claimed → Completed` without a commitment does not exist on the contract. A reorg is not a transition: the facts
+//! that fell away are left out and the rest is folded again.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{Commitment, Event, Terms};
+use super::types::{Address, B256, BlockRef, Cid, JobId, U256, UnixSeconds};
+
+/// One recorded happening of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// A canonical contract event and the block that holds it.
+    Chain { event: Event, block: BlockRef },
+    /// The hash of the block after the one that holds the commitment: it draws the positions to open.
+    Beacon(B256),
+    /// Something this node finished.
+    Work(Work),
+}
+
+/// Something this node finished for a job; recorded once it is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "did", rename_all = "snake_case")]
+pub enum Work {
+    /// Policy said yes; the claim intent and the reservation were written in the same transaction.
+    Chosen { at: UnixSeconds, reasons: Vec<String> },
+    /// The model ran. `transcript` is the content id of the token records.
+    Inferred { at: UnixSeconds, commitment: Commitment, output: Cid, transcript: Cid },
+    /// A proof for the positions drawn by `beacon`, verified here. `completion` is the content id of the call's proof bytes.
+    Proved { at: UnixSeconds, beacon: B256, completion: Cid },
+    /// The signed receipt was published.
+    Announced { at: UnixSeconds },
+    /// We stopped working on it and say why.
+    Abandoned { at: UnixSeconds, reason: String },
+}
+
+impl Work {
+    /// Returns the fact's name in a timeline.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Work::Chosen { .. } => "Chosen",
+            Work::Inferred { .. } => "Inferred",
+            Work::Proved { .. } => "Proved",
+            Work::Announced { .. } => "Announced",
+            Work::Abandoned { .. } => "Abandoned",
+        }
+    }
+}
+
+/// Where the chain says the job is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Posted,
+    Claimed { host: Address },
+    Committed { host: Address, commitment: Commitment },
+    Completed { host: Address, commitment: Commitment, output: String, release_at: UnixSeconds },
+    Released { host: Address, commitment: Commitment, output: String, amount: U256 },
+    Refunded { host: Option<Address>, amount: U256 },
+}
+
+impl State {
+    /// Returns the state's name: `posted`, `claimed`, `committed`, `completed`, `released` or `refunded`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Posted => "posted",
+            State::Claimed { .. } => "claimed",
+            State::Committed { .. } => "committed",
+            State::Completed { .. } => "completed",
+            State::Released { .. } => "released",
+            State::Refunded { .. } => "refunded",
+        }
+    }
+}
+
+/// One request on the marketplace, as far as the facts tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    pub id: JobId,
+    pub terms: Terms,
+    pub posted: BlockRef,
+    pub state: State,
+    /// Net amount and fee, once the escrow paid out.
+    pub escrow_released: Option<(U256, U256)>,
+    pub beacon: Option<B256>,
+    pub chosen: bool,
+    pub inferred: Option<Inferred>,
+    pub proved: Option<Proved>,
+    pub announced: bool,
+    pub abandoned: Option<String>,
+}
+
+/// See [`Work::Inferred`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inferred {
+    pub commitment: Commitment,
+    pub output: Cid,
+    pub transcript: Cid,
+}
+
+/// See [`Work::Proved`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proved {
+    pub beacon: B256,
+    pub completion: Cid,
+}
+
+/// A fact that cannot follow the ones before it: the contract never emits such a sequence, so something lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    pub job: JobId,
+    pub state: &'static str,
+    pub fact: String,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job {}: {} cannot follow {}", self.job, self.fact, self.state)
+    }
+}
+impl std::error::Error for Conflict {}
+
+/// A side effect we owe a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    /// Ask policy whether to claim it.
+    Consider,
+    Infer,
+    Commit,
+    Prove,
+    Complete,
+    Announce,
+    Release,
+}
+
+impl Duty {
+    /// Returns the duty's name in leases, keys and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Duty::Consider => "consider",
+            Duty::Infer => "infer",
+            Duty::Commit => "commit",
+            Duty::Prove => "prove",
+            Duty::Complete => "complete",
+            Duty::Announce => "announce",
+            Duty::Release => "release",
+        }
+    }
+}
+
+/// How a job ended for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// We did it and were paid.
+    Settled,
+    /// The renter has the money back.
+    Refunded,
+    /// Another host took it, whatever became of it there.
+    Lost,
+    /// The deadline passed with the money still locked: anyone may refund it.
+    Expired,
+    /// We gave it up.
+    Abandoned,
+}
+
+/// What we owe a job now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until the world moves; says for what we wait.
+    Wait(&'static str),
+    Do(Duty),
+    Done(Outcome),
+}
+
+impl Job {
+    /// Folds the facts of job `id`, chain facts in chain order. Returns `None` while its terms are not among them.
+    ///
+    /// A chain fact told again changes nothing. Work facts never conflict: an inference cannot be un-run, and the newest
+    /// of a kind counts.
+    ///
+    /// # Errors
+    /// [`Conflict`] when a chain fact cannot follow the ones before it.
+    pub fn fold<'a>(id: JobId, facts: impl IntoIterator<Item = &'a Fact>) -> Result<Option<Job>, Conflict> {
+        let mut job: Option<Job> = None;
+        let mut told: Vec<&Fact> = Vec::new();
+        let mut early = Vec::new();
+        for fact in facts {
+            if let Fact::Chain { .. } = fact {
+                if told.contains(&fact) {
+                    continue;
+                }
+                told.push(fact);
+            }
+            match (&mut job, fact) {
+                (Some(job), fact) => job.apply(fact)?,
+                (None, Fact::Chain { event: Event::JobTerms { terms, .. }, block }) => {
+                    let posted = job.insert(Job::posted(id, terms.clone(), *block));
+                    early.drain(..).try_for_each(|fact| posted.apply_early(fact))?;
+                }
+                (None, fact) => early.push(fact),
+            }
+        }
+        Ok(job)
+    }
+
+    fn posted(id: JobId, terms: Terms, posted: BlockRef) -> Job {
+        Job {
+            id,
+            terms,
+            posted,
+            state: State::Posted,
+            escrow_released: None,
+            beacon: None,
+            chosen: false,
+            inferred: None,
+            proved: None,
+            announced: false,
+            abandoned: None,
+        }
+    }
+
+    fn apply(&mut self, fact: &Fact) -> Result<(), Conflict> {
+        match fact {
+            Fact::Work(work) => self.apply_work(work),
+            Fact::Beacon(hash) => self.beacon = Some(*hash),
+            Fact::Chain { event, .. } => self.apply_event(event)?,
+        }
+        Ok(())
+    }
+
+    fn apply_work(&mut self, work: &Work) {
+        match work.clone() {
+            Work::Chosen { .. } => self.chosen = true,
+            Work::Inferred { commitment, output, transcript, .. } => {
+                self.inferred = Some(Inferred { commitment, output, transcript });
+            }
+            Work::Proved { beacon, completion, .. } => self.proved = Some(Proved { beacon, completion }),
+            Work::Announced { .. } => self.announced = true,
+            Work::Abandoned { reason, .. } => self.abandoned = Some(reason),
+        }
+    }
+
+    /// Applies a fact that came before the job's terms: of the chain's, only remarks may.
+    fn apply_early(&mut self, fact: &Fact) -> Result<(), Conflict> {
+        match fact {
+            Fact::Chain { event, .. } if !matches!(event, Event::Noted { .. }) => {
+                Err(Conflict { job: self.id, state: "no terms", fact: event.name().into() })
+            }
+            fact => self.apply(fact),
+        }
+    }
+
+    fn apply_event(&mut self, event: &Event) -> Result<(), Conflict> {
+        match (&mut self.state, event) {
+            (State::Posted, Event::JobClaimed { host, .. }) => self.state = State::Claimed { host: *host },
+            (State::Claimed { host: claimer }, Event::ResultCommitted { host, commitment, .. }) if claimer == host => {
+                self.state = State::Committed { host: *host, commitment: *commitment };
+            }
+            (State::Committed { host, commitment }, Event::JobCompleted { output, .. }) => {
+                self.state = State::Completed {
+                    host: *host,
+                    commitment: *commitment,
+                    output: output.clone(),
+                    release_at: UnixSeconds(u64::MAX),
+                };
+            }
+            (State::Completed { release_at, .. }, Event::ReleaseDue { at, .. }) => *release_at = *at,
+            (State::Completed { host, commitment, output, .. }, Event::PaymentReleased { amount, .. }) => {
+                self.state =
+                    State::Released { host: *host, commitment: *commitment, output: output.clone(), amount: *amount };
+            }
+            (State::Completed { .. } | State::Released { .. }, Event::EscrowReleased { net, fee, .. }) => {
+                self.escrow_released = Some((*net, *fee));
+            }
+            (State::Posted, Event::PaymentRefunded { amount, .. }) => {
+                self.state = State::Refunded { host: None, amount: *amount };
+            }
+            (State::Claimed { host } | State::Committed { host, .. }, Event::PaymentRefunded { amount, .. }) => {
+                self.state = State::Refunded { host: Some(*host), amount: *amount };
+            }
+            // Anyone may pin the beacon of a commitment at any later time, also when nobody needs it any more.
+            (
+                State::Committed { .. }
+                | State::Completed { .. }
+                | State::Released { .. }
+                | State::Refunded { host: Some(_), .. },
+                Event::BeaconPinned { beacon, .. },
+            ) => self.beacon = Some(*beacon),
+            (_, Event::Noted { .. }) => {}
+            (state, event) => {
+                return Err(Conflict { job: self.id, state: state.name(), fact: event.name().into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the host that holds or held the job on chain.
+    pub fn host(&self) -> Option<Address> {
+        match &self.state {
+            State::Posted => None,
+            State::Claimed { host }
+            | State::Committed { host, .. }
+            | State::Completed { host, .. }
+            | State::Released { host, .. } => Some(*host),
+            State::Refunded { host, .. } => *host,
+        }
+    }
+
+    /// Returns what the host `us` owes this job at `now`, the time of the newest block we know.
+    ///
+    /// A canonical claim by `us` makes the job ours, whether or not we remember having chosen it.
+    pub fn next(&self, us: Address, now: UnixSeconds) -> Next {
+        let expired = now >= self.terms.deadline;
+        let untold = self.inferred.is_some() && !self.announced;
+        match &self.state {
+            _ if self.host().is_some_and(|host| host != us) => Next::Done(Outcome::Lost),
+            State::Refunded { .. } => Next::Done(Outcome::Refunded),
+            State::Released { .. } if untold => Next::Do(Duty::Announce),
+            State::Released { .. } => Next::Done(Outcome::Settled),
+            // Before the receipt: without a peer to take it, it would be owed for ever and the money never asked for.
+            State::Completed { release_at, .. } if now >= *release_at => Next::Do(Duty::Release),
+            State::Completed { .. } if untold => Next::Do(Duty::Announce),
+            State::Completed { .. } => Next::Wait("the challenge window"),
+            _ if expired => Next::Done(Outcome::Expired),
+            _ if self.abandoned.is_some() => Next::Done(Outcome::Abandoned),
+            State::Posted if self.chosen => Next::Wait("our claim"),
+            State::Posted => Next::Do(Duty::Consider),
+            State::Claimed { .. } if self.inferred.is_none() => Next::Do(Duty::Infer),
+            State::Claimed { .. } => Next::Do(Duty::Commit),
+            State::Committed { commitment, .. } => self.next_committed(commitment),
+        }
+    }
+
+    fn next_committed(&self, commitment: &Commitment) -> Next {
+        if self.inferred.as_ref().is_none_or(|inferred| inferred.commitment != *commitment) {
+            // The chain holds a commitment whose transcript this file does not: it cannot be opened from here.
+            return Next::Done(Outcome::Abandoned);
+        }
+        match (self.beacon, &self.proved) {
+            _ if !self.terms.requires_proof => Next::Do(Duty::Complete),
+            (None, _) => Next::Wait("the block after the commitment"),
+            (Some(beacon), Some(proved)) if proved.beacon == beacon => Next::Do(Duty::Complete),
+            (Some(_), _) => Next::Do(Duty::Prove),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ID: JobId = JobId(7);
+    const US: Address = Address::repeat_byte(0xaa);
+    const RIVAL: Address = Address::repeat_byte(0xbb);
+    const DEADLINE: u64 = 1000;
+    const RELEASE_AT: u64 = 2000;
+    const BEACON: B256 = B256::repeat_byte(0xbe);
+    const COMMITMENT: Commitment = Commitment {
+        root: B256::repeat_byte(1),
+        tokens: 3,
+        result_hash: B256::repeat_byte(2),
+        tokens_digest: B256::repeat_byte(3),
+    };
+
+    fn chain(event: Event) -> Fact {
+        Fact::Chain { event, block: BlockRef { number: 5, hash: B256::repeat_byte(5) } }
+    }
+
+    fn posted_with(requires_proof: bool) -> Fact {
+        let terms = Terms {
+            renter: Address::repeat_byte(9),
+            model: "sha256:".into(),
+            input: "b".into(),
+            max_tokens: 8,
+            temperature_milli: 0,
+            seed: 1,
+            payment: U256::from(100),
+            token: Address::ZERO,
+            deadline: UnixSeconds(DEADLINE),
+            requires_proof,
+            min_gpu_memory: 0,
+            min_reputation: 0,
+        };
+        chain(Event::JobTerms { job: ID, terms })
+    }
+    fn posted() -> Fact {
+        posted_with(true)
+    }
+    fn claimed(host: Address) -> Fact {
+        chain(Event::JobClaimed { job: ID, host })
+    }
+    fn committed_to(host: Address, commitment: Commitment) -> Fact {
+        chain(Event::ResultCommitted { job: ID, host, commitment })
+    }
+    fn committed() -> Fact {
+        committed_to(US, COMMITMENT)
+    }
+    fn pinned() -> Fact {
+        chain(Event::BeaconPinned { job: ID, beacon: BEACON })
+    }
+    fn completed() -> Fact {
+        chain(Event::JobCompleted { job: ID, output: "out".into() })
+    }
+    fn due() -> Fact {
+        chain(Event::ReleaseDue { job: ID, at: UnixSeconds(RELEASE_AT) })
+    }
+    fn escrow() -> Fact {
+        chain(Event::EscrowReleased { job: ID, net: U256::from(97), fee: U256::from(3) })
+    }
+    fn released() -> Fact {
+        chain(Event::PaymentReleased { job: ID, host: US, amount: U256::from(97) })
+    }
+    fn refunded() -> Fact {
+        chain(Event::PaymentRefunded { job: ID, renter: Address::repeat_byte(9), amount: U256::from(100) })
+    }
+    fn noted() -> Fact {
+        chain(Event::Noted { name: "JobPosted", job: Some(ID) })
+    }
+
+    fn chosen() -> Fact {
+        Fact::Work(Work::Chosen { at: UnixSeconds(1), reasons: Vec::new() })
+    }
+    fn inferred_as(commitment: Commitment) -> Fact {
+        let (output, transcript) = (Cid::of(b"output"), Cid::of(b"transcript"));
+        Fact::Work(Work::Inferred { at: UnixSeconds(2), commitment, output, transcript })
+    }
+    fn inferred() -> Fact {
+        inferred_as(COMMITMENT)
+    }
+    fn proved(beacon: B256) -> Fact {
+        Fact::Work(Work::Proved { at: UnixSeconds(3), beacon, completion: Cid::of(b"proof") })
+    }
+    fn announced() -> Fact {
+        Fact::Work(Work::Announced { at: UnixSeconds(4) })
+    }
+    fn abandoned() -> Fact {
+        Fact::Work(Work::Abandoned { at: UnixSeconds(5), reason: "the model failed".into() })
+    }
+
+    fn job(facts: &[Fact]) -> Job {
+        Job::fold(ID, facts).expect("no conflict").expect("posted")
+    }
+
+    #[track_caller]
+    fn owes(facts: &[Fact], now: u64, next: Next) {
+        let job = job(facts);
+        assert_eq!(job.next(US, UnixSeconds(now)), next, "{} at {now}, facts {facts:#?}", job.state.name());
+    }
+
+    const EARLY: u64 = DEADLINE - 1;
+    use Duty::*;
+    use Next::{Do, Done, Wait};
+    use Outcome::*;
+
+    #[test]
+    fn a_posted_job_is_considered_until_chosen_given_up_or_expired() {
+        owes(&[posted()], EARLY, Do(Consider));
+        owes(&[posted()], DEADLINE, Done(Expired));
+        owes(&[posted(), chosen()], EARLY, Wait("our claim"));
+        owes(&[posted(), chosen()], DEADLINE, Done(Expired));
+        owes(&[posted(), chosen(), abandoned()], EARLY, Done(Abandoned));
+        owes(&[posted(), refunded()], EARLY, Done(Refunded));
+    }
+
+    #[test]
+    fn a_claim_by_us_makes_it_ours_whatever_we_remember() {
+        owes(&[posted(), claimed(US), chosen()], EARLY, Do(Infer));
+        owes(&[posted(), claimed(US)], EARLY, Do(Infer));
+        owes(&[posted(), claimed(US), inferred()], EARLY, Do(Commit));
+        owes(&[posted(), claimed(US), abandoned()], EARLY, Done(Abandoned));
+        owes(&[posted(), claimed(US), inferred()], DEADLINE, Done(Expired));
+        owes(&[posted(), claimed(US), refunded()], DEADLINE, Done(Refunded));
+    }
+
+    #[test]
+    fn a_rivals_job_is_lost_at_every_state() {
+        let mut facts = vec![posted(), claimed(RIVAL)];
+        for next in [committed_to(RIVAL, COMMITMENT), completed(), due(), escrow(), released()] {
+            owes(&[facts.as_slice(), &[chosen(), inferred()]].concat(), EARLY, Done(Lost));
+            owes(&facts, RELEASE_AT, Done(Lost));
+            facts.push(next);
+        }
+        owes(&facts, RELEASE_AT, Done(Lost));
+        owes(&[posted(), claimed(RIVAL), refunded()], DEADLINE, Done(Lost));
+    }
+
+    #[test]
+    fn a_commitment_is_proved_for_the_beacon_of_the_canonical_chain() {
+        let beacon = Fact::Beacon(BEACON);
+        let moved = B256::repeat_byte(0x22);
+        let base = [posted(), claimed(US), committed()];
+        let with = |facts: &[Fact]| [base.as_slice(), facts].concat();
+        owes(&with(&[inferred()]), EARLY, Wait("the block after the commitment"));
+        owes(&with(&[beacon.clone(), inferred()]), EARLY, Do(Prove));
+        owes(&with(&[pinned(), inferred()]), EARLY, Do(Prove));
+        owes(&with(&[beacon.clone(), inferred(), proved(BEACON)]), EARLY, Do(Complete));
+        owes(&with(&[Fact::Beacon(moved), inferred(), proved(BEACON)]), EARLY, Do(Prove));
+        owes(&with(&[Fact::Beacon(moved), inferred(), proved(BEACON), proved(moved)]), EARLY, Do(Complete));
+        owes(&with(&[inferred(), proved(BEACON)]), EARLY, Wait("the block after the commitment"));
+        owes(&with(&[beacon.clone(), inferred(), proved(BEACON)]), DEADLINE, Done(Expired));
+        owes(&with(&[beacon, inferred(), abandoned()]), EARLY, Done(Abandoned));
+        owes(&with(&[inferred(), refunded()]), DEADLINE, Done(Refunded));
+    }
+
+    #[test]
+    fn a_commitment_that_is_not_ours_to_open_is_given_up() {
+        let other = Commitment { root: B256::repeat_byte(0x77), ..COMMITMENT };
+        let base = [posted(), claimed(US), committed(), Fact::Beacon(BEACON)];
+        owes(&base, EARLY, Done(Abandoned));
+        owes(&[base.as_slice(), &[inferred_as(other)]].concat(), EARLY, Done(Abandoned));
+        owes(&[base.as_slice(), &[inferred_as(other), inferred()]].concat(), EARLY, Do(Prove));
+    }
+
+    #[test]
+    fn a_job_without_proof_waits_for_no_beacon() {
+        let base = [posted_with(false), claimed(US), committed()];
+        owes(&[base.as_slice(), &[inferred()]].concat(), EARLY, Do(Complete));
+        owes(&[base.as_slice(), &[Fact::Beacon(BEACON), inferred()]].concat(), EARLY, Do(Complete));
+        owes(&base, EARLY, Done(Abandoned));
+        owes(&[base.as_slice(), &[inferred()]].concat(), DEADLINE, Done(Expired));
+    }
+
+    #[test]
+    fn a_completed_job_is_paid_even_when_no_peer_takes_the_receipt() {
+        let base = [posted(), claimed(US), committed(), completed(), due()];
+        let with = |facts: &[Fact]| [base.as_slice(), facts].concat();
+        owes(&with(&[inferred()]), RELEASE_AT - 1, Do(Announce));
+        owes(&with(&[inferred(), announced()]), RELEASE_AT - 1, Wait("the challenge window"));
+        owes(&base, RELEASE_AT - 1, Wait("the challenge window"));
+        owes(&with(&[inferred()]), RELEASE_AT, Do(Release));
+        owes(&with(&[inferred(), announced()]), RELEASE_AT, Do(Release));
+        owes(&with(&[abandoned()]), RELEASE_AT, Do(Release));
+        owes(&base[..4], u64::MAX - 1, Wait("the challenge window"));
+        owes(&with(&[escrow(), released(), inferred()]), RELEASE_AT, Do(Announce));
+        owes(&with(&[escrow(), released(), inferred(), announced()]), RELEASE_AT, Done(Settled));
+        owes(&with(&[escrow(), released()]), RELEASE_AT, Done(Settled));
+    }
+
+    #[test]
+    fn each_fact_leaves_its_mark() {
+        let all =
+            job(&[posted(), noted(), claimed(US), committed(), completed(), due(), escrow(), released(), pinned()]);
+        assert_eq!(all.escrow_released, Some((U256::from(97), U256::from(3))));
+        assert_eq!(all.beacon, Some(BEACON));
+        assert_eq!(
+            all.state,
+            State::Released { host: US, commitment: COMMITMENT, output: "out".into(), amount: U256::from(97) }
+        );
+        let (host, amount) = (Some(US), U256::from(100));
+        assert_eq!(job(&[posted(), claimed(US), refunded()]).state, State::Refunded { host, amount });
+        assert_eq!(Job::fold(ID, &[noted(), claimed(US)]), Ok(None));
+    }
+
+    #[test]
+    fn anyone_may_pin_a_beacon_late() {
+        let base = [posted(), claimed(US), committed()];
+        for after in [vec![completed()], vec![completed(), due(), released()], vec![refunded()]] {
+            job(&[base.as_slice(), &after, &[pinned()]].concat());
+        }
+    }
+
+    #[test]
+    fn what_the_contract_never_emits_is_a_conflict() {
+        let conflict = |facts: &[Fact]| Job::fold(ID, facts).unwrap_err().to_string();
+        assert_eq!(conflict(&[claimed(US), posted()]), "job 7: JobClaimed cannot follow no terms");
+        assert_eq!(conflict(&[posted(), posted_with(false)]), "job 7: JobTerms cannot follow posted");
+        assert_eq!(conflict(&[posted(), committed()]), "job 7: ResultCommitted cannot follow posted");
+        assert_eq!(conflict(&[posted(), pinned()]), "job 7: BeaconPinned cannot follow posted");
+        assert_eq!(conflict(&[posted(), escrow()]), "job 7: EscrowReleased cannot follow posted");
+        assert_eq!(conflict(&[posted(), refunded(), escrow()]), "job 7: EscrowReleased cannot follow refunded");
+        assert_eq!(conflict(&[posted(), claimed(US), claimed(RIVAL)]), "job 7: JobClaimed cannot follow claimed");
+        assert_eq!(conflict(&[posted(), claimed(RIVAL), committed()]), "job 7: ResultCommitted cannot follow claimed");
+        assert_eq!(conflict(&[posted(), claimed(US), completed()]), "job 7: JobCompleted cannot follow claimed");
+        let paid = [posted(), claimed(US), committed(), completed(), released(), refunded()];
+        assert_eq!(conflict(&paid), "job 7: PaymentRefunded cannot follow released");
+    }
+
+    fn any_work() -> impl Strategy<Value = Fact> {
+        let other = Commitment { tokens: 4, ..COMMITMENT };
+        prop::sample::select(vec![
+            chosen(),
+            inferred(),
+            inferred_as(other),
+            proved(BEACON),
+            proved(B256::ZERO),
+            announced(),
+            abandoned(),
+        ])
+    }
+
+    fn any_fact() -> impl Strategy<Value = Fact> {
+        let of_chain = prop::sample::select(vec![
+            posted(),
+            posted_with(false),
+            claimed(US),
+            claimed(RIVAL),
+            committed(),
+            committed_to(RIVAL, COMMITMENT),
+            pinned(),
+            completed(),
+            due(),
+            escrow(),
+            released(),
+            refunded(),
+            noted(),
+            Fact::Beacon(BEACON),
+        ]);
+        prop_oneof![3 => of_chain, 1 => any_work()]
+    }
+
+    /// The chain facts of one job as the contract may emit them, up to an end or short of it.
+    fn history() -> impl Strategy<Value = Vec<Fact>> {
+        let ends = (prop::sample::select(vec![US, RIVAL]), any::<bool>(), 0..5usize, any::<bool>());
+        (ends, 0..10usize, prop::collection::vec(0..10usize, 0..3)).prop_map(
+            |((host, proof, stages, refund), kept, remarks)| {
+                let commit = [committed_to(host, COMMITMENT), Fact::Beacon(BEACON)];
+                let pay = [escrow(), released(), pinned()];
+                let stage = [&[posted_with(proof)][..], &[claimed(host)], &commit, &[completed(), due()], &pay];
+                let mut facts = stage[..=stages].concat();
+                if refund && stages < 3 {
+                    facts.push(refunded());
+                }
+                remarks.into_iter().for_each(|place| facts.insert(place.min(facts.len()), noted()));
+                facts.truncate(kept.max(1));
+                facts
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_the_fold_panic(facts in prop::collection::vec(any_fact(), 0..14), now in 0..3000u64) {
+            if let Ok(Some(job)) = Job::fold(ID, &facts) {
+                job.next(US, UnixSeconds(now));
+            }
+        }
+
+        #[test]
+        fn a_chain_fact_told_again_changes_nothing(
+            facts in prop::collection::vec(any_fact(), 1..14), which in any::<prop::sample::Index>(), later in 0..14usize,
+        ) {
+            let which = which.index(facts.len());
+            prop_assume!(matches!(facts[which], Fact::Chain { .. }));
+            let mut again = facts.clone();
+            again.insert((which + 1 + later).min(facts.len()), facts[which].clone());
+            prop_assert_eq!(Job::fold(ID, &again), Job::fold(ID, &facts));
+        }
+
+        #[test]
+        fn work_recorded_twice_changes_nothing(
+            history in history(), work in prop::collection::vec(any_work(), 1..5), which in any::<prop::sample::Index>(),
+        ) {
+            let mut twice = work.clone();
+            let which = which.index(work.len());
+            twice.insert(which, work[which].clone());
+            prop_assert_eq!(Job::fold(ID, &[history.clone(), twice].concat()), Job::fold(ID, &[history, work].concat()));
+        }
+
+        #[test]
+        fn an_end_is_final_while_the_chain_grows(
+            history in history(), work in prop::collection::vec(any_work(), 0..5), now in 0..3000u64, wait in 0..3000u64,
+        ) {
+            let next = |known: usize, now| {
+                let facts = [&history[..known], &work].concat();
+                Some(Job::fold(ID, &facts).expect("no prefix conflicts")?.next(US, UnixSeconds(now)))
+            };
+            for known in 0..=history.len() {
+                let end = next(known, now);
+                if let Some(Done(Settled | Refunded | Lost)) = end {
+                    for longer in known..=history.len() {
+                        prop_assert_eq!(next(longer, now + wait), end);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_rewind_leaves_no_conflict_with_our_work(
+            history in history(), keep in 0..10usize, work in prop::collection::vec(any_work(), 0..5),
+        ) {
+            let kept = &history[..keep.min(history.len())];
+            let job = Job::fold(ID, &[kept, &work].concat()).expect("what is left of a history is one");
+            let chain_only = Job::fold(ID, kept).expect("what is left of a history is one");
+            prop_assert_eq!(job.map(|job| job.state), chain_only.map(|job| job.state));
+        }
+    }
+}

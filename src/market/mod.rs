@@ -1,0 +1,14 @@
+//! Meaning: what the marketplace's facts say and what follows from them.
+//!
+//! Pure: no async, no clock, no I/O, no randomness; time is an argument. Never talks to a chain, a disk or a peer.
+
+pub mod commitment;
+pub mod event;
+pub mod job;
+pub mod offer;
+pub mod policy;
+pub mod poseidon;
+pub mod receipt;
+pub mod select;
+pub mod transcript;
+pub mod types;
