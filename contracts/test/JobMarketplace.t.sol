@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
+import {JobMarketplace} from "../src/JobMarketplace.sol";
+import {PaymentEscrow} from "../src/PaymentEscrow.sol";
+import {FeeToken} from "./lib/Tokens.sol";
+import {World} from "./lib/World.sol";
+
+contract JobMarketplaceTest is World {
+    function test_posting_emits_the_whole_job_and_locks_the_payment() public {
+        JobMarketplace.JobDetails memory d = details();
+        JobMarketplace.JobRequirements memory r = requirements();
+        uint64 deadline = uint64(block.timestamp + TIME);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobCreated(1, renter, d.modelId, PRICE);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobPosted(1, renter, PRICE);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobTerms(1, renter, address(0), PRICE, deadline, d, r);
+        vm.expectEmit(address(escrow));
+        emit PaymentEscrow.EscrowCreated(bytes32(uint256(1)), renter, address(0), PRICE, address(0));
+        uint256 jobId = post(d, r);
+
+        vm.assertEq(jobId, 1);
+        vm.assertEq(address(escrow).balance, PRICE);
+        JobMarketplace.Job memory job = marketplace.getJob(jobId);
+        vm.assertEq(job.renter, renter);
+        vm.assertEq(job.deadline, deadline);
+        vm.assertEq(job.host, address(0));
+        vm.assertEq(uint256(job.status), uint256(JobMarketplace.JobStatus.Posted));
+        vm.assertTrue(job.requiresProof);
+        vm.assertEq(job.temperature, d.temperature);
+        vm.assertEq(job.seed, d.seed);
+        vm.assertEq(job.maxTokens, d.maxTokens);
+        vm.assertEq(job.modelHash, keccak256(bytes(d.modelId)));
+        vm.assertEq(job.promptHash, keccak256(bytes(d.prompt)));
+    }
+
+    function testFuzz_any_terms_in_range_are_stored(uint96 payment, uint24 maxTokens, uint16 temperature, uint32 seed)
+        public
+    {
+        payment = uint96(bound(payment, 1, type(uint96).max));
+        JobMarketplace.JobDetails memory d = details();
+        d.maxTokens = bound(maxTokens, 1, 1 << 20);
+        d.temperature = bound(temperature, 0, 2000);
+        d.seed = seed;
+        vm.deal(renter, payment);
+        vm.prank(renter);
+        uint256 jobId = marketplace.postJob{value: payment}(d, requirements(), payment);
+        JobMarketplace.Job memory job = marketplace.getJob(jobId);
+        vm.assertEq(job.maxTokens, d.maxTokens);
+        vm.assertEq(job.temperature, d.temperature);
+        vm.assertEq(job.seed, seed);
+        vm.assertEq(escrow.getEscrow(jobId).amount, payment);
+        vm.assertEq(address(escrow).balance, payment);
+    }
+
+    function refusesDetails(JobMarketplace.JobDetails memory d, bytes memory refusal) private {
+        vm.deal(renter, PRICE);
+        vm.expectRevert(refusal);
+        vm.prank(renter);
+        marketplace.postJob{value: PRICE}(d, requirements(), PRICE);
+    }
+
+    function test_texts_are_bounded() public {
+        bytes4 selector = JobMarketplace.TextLengthOutOfRange.selector;
+        JobMarketplace.JobDetails memory d = details();
+        d.modelId = "";
+        refusesDetails(d, abi.encodeWithSelector(selector, "modelId", 0, 1, 128));
+        d = details();
+        d.prompt = string(new bytes(129));
+        refusesDetails(d, abi.encodeWithSelector(selector, "prompt", 129, 1, 128));
+        d = details();
+        d.resultFormat = string(new bytes(129));
+        refusesDetails(d, abi.encodeWithSelector(selector, "resultFormat", 129, 0, 128));
+    }
+
+    function test_max_tokens_are_1_to_2_to_the_20() public {
+        bytes4 selector = JobMarketplace.MaxTokensOutOfRange.selector;
+        JobMarketplace.JobDetails memory d = details();
+        d.maxTokens = 0;
+        refusesDetails(d, abi.encodeWithSelector(selector, 0, 1, 1 << 20));
+        d.maxTokens = (1 << 20) + 1;
+        refusesDetails(d, abi.encodeWithSelector(selector, (1 << 20) + 1, 1, 1 << 20));
+    }
+
+    function test_temperature_is_at_most_2000() public {
+        JobMarketplace.JobDetails memory d = details();
+        d.temperature = 2001;
+        refusesDetails(d, abi.encodeWithSelector(JobMarketplace.TemperatureTooHigh.selector, 2001, 2000));
+    }
+
+    function test_time_to_complete_is_30_seconds_to_7_days() public {
+        bytes4 selector = JobMarketplace.TimeToCompleteOutOfRange.selector;
+        JobMarketplace.JobRequirements memory r = requirements();
+        vm.startPrank(renter);
+        r.maxTimeToComplete = 29;
+        vm.expectRevert(abi.encodeWithSelector(selector, 29, 30, 7 days));
+        marketplace.postJob{value: PRICE}(details(), r, PRICE);
+        r.maxTimeToComplete = type(uint256).max;
+        vm.expectRevert(abi.encodeWithSelector(selector, type(uint256).max, 30, 7 days));
+        marketplace.postJob{value: PRICE}(details(), r, PRICE);
+    }
+
+    function test_payment_is_not_zero_and_fits() public {
+        bytes4 selector = JobMarketplace.PaymentOutOfRange.selector;
+        vm.startPrank(renter);
+        vm.expectRevert(abi.encodeWithSelector(selector, 0, 1, type(uint96).max));
+        marketplace.postJob(details(), requirements(), 0);
+        uint256 tooMuch = uint256(type(uint96).max) + 1;
+        vm.expectRevert(abi.encodeWithSelector(selector, tooMuch, 1, type(uint96).max));
+        marketplace.postJobWithToken(details(), requirements(), address(usd), tooMuch);
+    }
+
+    function test_the_eth_sent_is_the_payment() public {
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.PaymentMismatch.selector, 2, 1));
+        vm.prank(renter);
+        marketplace.postJob{value: 1}(details(), requirements(), 2);
+    }
+
+    function test_only_allowed_tokens_pay() public {
+        bytes memory refusal = abi.encodeWithSelector(JobMarketplace.TokenNotAllowed.selector, address(usd));
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.TokenAllowed(address(usd), false);
+        vm.prank(owner);
+        marketplace.allowToken(address(usd), false);
+        vm.expectRevert(refusal);
+        vm.prank(renter);
+        marketplace.postJobWithToken(details(), requirements(), address(usd), 1);
+    }
+
+    function test_only_the_owner_allows_tokens_and_only_contracts() public {
+        vm.expectRevert(abi.encodeWithSelector(Ownable.OwnableUnauthorizedAccount.selector, stranger));
+        vm.prank(stranger);
+        marketplace.allowToken(address(usd), true);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.NotAToken.selector, address(0)));
+        vm.prank(owner);
+        marketplace.allowToken(address(0), true);
+    }
+
+    function test_a_token_that_takes_a_fee_is_refused() public {
+        FeeToken token = new FeeToken(renter);
+        vm.prank(owner);
+        marketplace.allowToken(address(token), true);
+        vm.startPrank(renter);
+        token.approve(address(marketplace), 1000);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.PaymentMismatch.selector, 1000, 990));
+        marketplace.postJobWithToken(details(), requirements(), address(token), 1000);
+    }
+
+    function test_the_challenge_window_is_bounded() public {
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.ChallengeWindowTooLong.selector, 30 days + 1, 30 days));
+        new JobMarketplace(owner, registry, escrow, proofSystem, 30 days + 1);
+    }
+
+    function test_an_unknown_job_is_named() public {
+        bytes memory refusal = abi.encodeWithSelector(JobMarketplace.UnknownJob.selector, 7);
+        vm.expectRevert(refusal);
+        marketplace.getJob(7);
+        vm.expectRevert(refusal);
+        marketplace.expireJob(7);
+        vm.expectRevert(refusal);
+        marketplace.claimJob(7);
+    }
+
+    /// Old defect: anyone could claim for anyone. A claim is its sender's.
+    function test_a_claim_is_the_senders() public {
+        uint256 jobId = post();
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobClaimed(jobId, host);
+        claim(jobId);
+        vm.assertEq(marketplace.getJob(jobId).host, host);
+        vm.assertEq(registry.getNode(host).openJobs, 1);
+    }
+
+    function test_a_job_is_claimed_once() public {
+        uint256 jobId = post();
+        claim(jobId);
+        vm.expectRevert(
+            abi.encodeWithSelector(
+                JobMarketplace.WrongStatus.selector,
+                jobId,
+                JobMarketplace.JobStatus.Claimed,
+                JobMarketplace.JobStatus.Posted
+            )
+        );
+        vm.prank(rival);
+        marketplace.claimJob(jobId);
+    }
+
+    function testFuzz_only_active_hosts_claim(address who) public {
+        vm.assume(who != host && who != rival);
+        uint256 jobId = post();
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.HostNotActive.selector, who));
+        vm.prank(who);
+        marketplace.claimJob(jobId);
+    }
+
+    function testFuzz_a_claim_comes_before_the_deadline(uint32 late) public {
+        uint256 jobId = post();
+        uint256 deadline = marketplace.getJob(jobId).deadline;
+        vm.warp(deadline);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.DeadlinePassed.selector, jobId, deadline, deadline));
+        claim(jobId);
+        vm.warp(deadline + late);
+        vm.expectRevert(
+            abi.encodeWithSelector(JobMarketplace.DeadlinePassed.selector, jobId, deadline, deadline + late)
+        );
+        claim(jobId);
+        vm.warp(deadline - 1);
+        claim(jobId);
+    }
+
+    function test_completing_starts_the_challenge_window() public {
+        uint256 jobId = committed();
+        bytes memory proof = prove(jobId);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobCompleted(jobId, CID);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobReleaseDue(jobId, uint64(block.timestamp + WINDOW));
+        vm.prank(host);
+        marketplace.completeJob(jobId, CID, proof);
+        vm.assertEq(marketplace.getJob(jobId).releaseAt, block.timestamp + WINDOW);
+    }
+
+    function testFuzz_only_the_claimer_completes(address who) public {
+        vm.assume(who != host);
+        uint256 jobId = committed();
+        bytes memory proof = prove(jobId);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.NotHost.selector, jobId, host, who));
+        vm.prank(who);
+        marketplace.completeJob(jobId, CID, proof);
+    }
+
+    /// Old defect: results were taken without a deadline.
+    function testFuzz_completing_comes_before_the_deadline(uint32 late) public {
+        uint256 jobId = committed();
+        bytes memory proof = prove(jobId);
+        uint256 deadline = marketplace.getJob(jobId).deadline;
+        vm.startPrank(host);
+        vm.warp(deadline);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.DeadlinePassed.selector, jobId, deadline, deadline));
+        marketplace.completeJob(jobId, CID, proof);
+        vm.warp(deadline + late);
+        vm.expectRevert(
+            abi.encodeWithSelector(JobMarketplace.DeadlinePassed.selector, jobId, deadline, deadline + late)
+        );
+        marketplace.completeJob(jobId, CID, proof);
+        vm.warp(deadline - 1);
+        marketplace.completeJob(jobId, CID, proof);
+    }
+
+    function test_a_result_is_committed_before() public {
+        uint256 jobId = post();
+        claim(jobId);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.ResultNotCommitted.selector, jobId));
+        vm.prank(host);
+        marketplace.completeJob(jobId, CID, "x");
+    }
+
+    function testFuzz_the_result_is_the_one_committed(string calldata other) public {
+        bytes32 given = keccak256(bytes(other));
+        bytes32 committedTo = keccak256(bytes(CID));
+        vm.assume(given != committedTo && bytes(other).length > 0 && bytes(other).length <= 128);
+        uint256 jobId = committed();
+        bytes memory proof = prove(jobId);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.ResultMismatch.selector, jobId, committedTo, given));
+        vm.prank(host);
+        marketplace.completeJob(jobId, other, proof);
+    }
+
+    /// Old defect: the proof was ignored on completion.
+    function test_a_required_proof_is_required() public {
+        uint256 jobId = committed();
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.ProofRequired.selector, jobId));
+        vm.prank(host);
+        marketplace.completeJob(jobId, CID, "");
+    }
+
+    function test_without_requirement_no_proof_is_fine_but_a_commitment_is_needed() public {
+        JobMarketplace.JobRequirements memory r = requirements();
+        r.requiresProof = false;
+        uint256 jobId = post(details(), r);
+        claim(jobId);
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.ResultNotCommitted.selector, jobId));
+        vm.prank(host);
+        marketplace.completeJob(jobId, CID, "");
+        commit(jobId, 5);
+        vm.prank(host);
+        marketplace.completeJob(jobId, CID, "");
+        vm.assertFalse(proofSystem.commitmentOf(jobId).proven);
+    }
+
+    function testFuzz_the_host_is_paid_after_the_window(uint96 amount) public {
+        amount = uint96(bound(amount, 1, usd.totalSupply()));
+        uint256 jobId = postUsd(amount);
+        claim(jobId);
+        commit(jobId, 5);
+        complete(jobId);
+        uint256 due = marketplace.getJob(jobId).releaseAt;
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.ReleaseNotDue.selector, jobId, due, block.timestamp));
+        marketplace.releasePayment(jobId);
+        vm.warp(due);
+        uint256 fee = uint256(amount) * FEE_BPS / 10_000;
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.PaymentReleased(jobId, host, amount - fee);
+        marketplace.releasePayment(jobId);
+        vm.assertEq(usd.balanceOf(host), amount - fee);
+        vm.assertEq(usd.balanceOf(treasury), fee);
+        vm.assertEq(usd.balanceOf(address(escrow)), 0);
+        vm.assertEq(host.balance, 0);
+    }
+
+    /// Old defect: paid on completion, and again on release.
+    function test_nobody_is_paid_twice() public {
+        uint256 jobId = completed();
+        vm.assertEq(host.balance, 0);
+        release(jobId);
+        uint256 paid = host.balance;
+        JobMarketplace.JobStatus released = JobMarketplace.JobStatus.Released;
+        vm.expectRevert(
+            abi.encodeWithSelector(
+                JobMarketplace.WrongStatus.selector, jobId, released, JobMarketplace.JobStatus.Completed
+            )
+        );
+        marketplace.releasePayment(jobId);
+        vm.expectRevert(
+            abi.encodeWithSelector(
+                JobMarketplace.WrongStatus.selector, jobId, released, JobMarketplace.JobStatus.Claimed
+            )
+        );
+        marketplace.expireJob(jobId);
+        vm.assertEq(host.balance, paid);
+    }
+
+    /// Old defect: tokens stayed for ever when nobody claimed.
+    function test_an_unclaimed_token_job_is_refunded_in_full_by_anyone() public {
+        uint256 jobId = postUsd(5e6);
+        uint256 deadline = marketplace.getJob(jobId).deadline;
+        vm.expectRevert(
+            abi.encodeWithSelector(JobMarketplace.DeadlineNotReached.selector, jobId, deadline, block.timestamp)
+        );
+        marketplace.expireJob(jobId);
+        vm.warp(deadline);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobExpired(jobId);
+        vm.expectEmit(address(escrow));
+        emit PaymentEscrow.EscrowRefunded(bytes32(jobId));
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.PaymentRefunded(jobId, renter, 5e6);
+        vm.prank(stranger);
+        marketplace.expireJob(jobId);
+        vm.assertEq(usd.balanceOf(renter), 5e6);
+    }
+
+    /// Old defect: a failed job left no event.
+    function test_a_claimed_and_missed_job_says_so_and_is_refunded() public {
+        uint256 jobId = committed();
+        vm.warp(marketplace.getJob(jobId).deadline);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobFailed(jobId, host, "deadline passed");
+        marketplace.expireJob(jobId);
+        vm.assertEq(renter.balance, 100 ether);
+        vm.assertEq(uint256(marketplace.getJob(jobId).status), uint256(JobMarketplace.JobStatus.Refunded));
+    }
+
+    function test_a_renter_cancels_before_a_claim_only() public {
+        uint256 jobId = post();
+        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.NotRenter.selector, jobId, renter, stranger));
+        vm.prank(stranger);
+        marketplace.cancelJob(jobId);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobCancelled(jobId);
+        vm.prank(renter);
+        marketplace.cancelJob(jobId);
+        vm.assertEq(renter.balance, 100 ether);
+
+        jobId = post();
+        claim(jobId);
+        vm.expectRevert(
+            abi.encodeWithSelector(
+                JobMarketplace.WrongStatus.selector,
+                jobId,
+                JobMarketplace.JobStatus.Claimed,
+                JobMarketplace.JobStatus.Posted
+            )
+        );
+        vm.prank(renter);
+        marketplace.cancelJob(jobId);
+    }
+}
