@@ -1,3 +1,5 @@
 //! `fabstir`: the on-chain-first host node of the Fabstir LLM marketplace.
 
+pub mod content;
 pub mod market;
+pub mod store;

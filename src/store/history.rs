@@ -1,0 +1,273 @@
+//! Read-only views for people: lists of jobs, one job's timeline, and the rows an audit compares.
+
+use anyhow::Result;
+use serde::Serialize;
+use sqlx::Row;
+
+use super::{SqliteRow, Store, address, amount, hash, raw_log};
+use crate::market::event::{Header, RawLog};
+use crate::market::job::{Job, Work};
+use crate::market::types::{self, Address, B256, BlockRef, JobId, U256, UnixSeconds};
+
+/// Which jobs to list; an absent field does not filter.
+#[derive(Debug, Clone, Default)]
+pub struct JobFilter {
+    /// One of the names of [`crate::market::job::State::name`].
+    pub state: Option<String>,
+    pub host: Option<Address>,
+    /// At most this many, newest first.
+    pub limit: u32,
+}
+
+/// A row of the job table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct JobRow {
+    pub id: JobId,
+    pub state: String,
+    pub renter: Address,
+    pub host: Option<Address>,
+    pub model: String,
+    pub token: Address,
+    /// In the smallest unit of `token`.
+    #[serde(serialize_with = "types::decimal")]
+    pub payment: U256,
+    /// Net amount paid to the host, or refunded to the renter.
+    #[serde(serialize_with = "types::decimal_or_null")]
+    pub paid: Option<U256>,
+    pub tokens: Option<u32>,
+    pub output: Option<String>,
+    pub deadline: UnixSeconds,
+    pub posted_block: u64,
+}
+
+/// Everything that happened to one job, in three strands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Timeline {
+    pub entries: Vec<Entry>,
+}
+
+/// One line of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "strand", rename_all = "snake_case")]
+pub enum Entry {
+    Event {
+        time: UnixSeconds,
+        block: u64,
+        tx: B256,
+        name: String,
+        canonical: bool,
+    },
+    Work {
+        time: UnixSeconds,
+        #[serde(flatten)]
+        work: Work,
+    },
+    Transaction {
+        time: UnixSeconds,
+        kind: String,
+        state: String,
+        nonce: Option<u64>,
+        hashes: Vec<B256>,
+        gas_used: Option<u64>,
+        #[serde(serialize_with = "types::decimal_or_null")]
+        fee_wei: Option<U256>,
+        note: Option<String>,
+    },
+}
+
+impl Entry {
+    fn order(&self) -> (UnixSeconds, u8) {
+        match self {
+            Entry::Event { time, .. } => (*time, 0),
+            Entry::Work { time, .. } => (*time, 1),
+            Entry::Transaction { time, .. } => (*time, 2),
+        }
+    }
+}
+
+/// A stored log with what we made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRow {
+    pub log: RawLog,
+    pub kind: Option<String>,
+    pub job: Option<JobId>,
+    pub link: B256,
+}
+
+impl Store {
+    /// Returns the jobs that match, newest first.
+    pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRow>> {
+        let rows = sqlx::query(
+            "SELECT id, state, renter, host, model, token, payment, paid, tokens, output, deadline, posted_block FROM job
+             WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR host = ?2) ORDER BY id DESC LIMIT ?3",
+        )
+        .bind(&filter.state)
+        .bind(filter.host.map(|host| host.to_vec()))
+        .bind(i64::from(filter.limit))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(job_row).collect()
+    }
+
+    /// Returns what happened to a job, oldest first: events with orphans marked, our work, our transactions.
+    pub async fn timeline(&self, job: JobId) -> Result<Timeline> {
+        let mut entries = Vec::new();
+        let events = sqlx::query(
+            "SELECT b.time, l.block_number, l.tx_hash, l.kind, l.canonical FROM log l JOIN block b ON b.hash = l.block_hash
+             WHERE l.job = ? ORDER BY l.block_number, l.log_index",
+        )
+        .bind(job.0 as i64)
+        .fetch_all(&self.readers)
+        .await?;
+        for row in &events {
+            entries.push(Entry::Event {
+                time: UnixSeconds(row.get::<i64, _>(0) as u64),
+                block: row.get::<i64, _>(1) as u64,
+                tx: hash(row, 2)?,
+                name: row.get::<Option<String>, _>(3).unwrap_or_else(|| "undecoded".into()),
+                canonical: row.get(4),
+            });
+        }
+        let work = sqlx::query("SELECT at, body FROM work WHERE job = ? ORDER BY seq")
+            .bind(job.0 as i64)
+            .fetch_all(&self.readers)
+            .await?;
+        for row in &work {
+            let time = UnixSeconds(row.get::<i64, _>(0) as u64);
+            entries.push(Entry::Work { time, work: serde_json::from_str(row.get(1))? });
+        }
+        entries.extend(self.transactions(Some(job)).await?);
+        entries.sort_by_key(Entry::order);
+        Ok(Timeline { entries })
+    }
+
+    /// Returns our transactions, of one job or all, oldest first.
+    pub async fn transactions(&self, job: Option<JobId>) -> Result<Vec<Entry>> {
+        let rows = sqlx::query(
+            "SELECT i.at, i.kind, i.state, i.nonce, i.note, r.gas_used, r.gas_price,
+                    (SELECT group_concat(lower(hex(hash))) FROM tx_attempt WHERE intent = i.id)
+             FROM tx_intent i LEFT JOIN tx_attempt a ON a.intent = i.id AND a.hash IN (SELECT hash FROM tx_receipt)
+             LEFT JOIN tx_receipt r ON r.hash = a.hash WHERE ?1 IS NULL OR i.job = ?1 ORDER BY i.id",
+        )
+        .bind(job.map(|job| job.0 as i64))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let gas_used = row.get::<Option<i64>, _>(5).map(|gas| gas as u64);
+                let price = if gas_used.is_some() { Some(amount(row, 6)?) } else { None };
+                let hashes = row.get::<Option<String>, _>(7).unwrap_or_default();
+                Ok(Entry::Transaction {
+                    time: UnixSeconds(row.get::<i64, _>(0) as u64),
+                    kind: row.get(1),
+                    state: row.get(2),
+                    nonce: row.get::<Option<i64>, _>(3).map(|nonce| nonce as u64),
+                    note: row.get(4),
+                    gas_used,
+                    fee_wei: price.zip(gas_used).map(|(price, gas)| price * U256::from(gas)),
+                    hashes: hashes
+                        .split(',')
+                        .filter(|hash| !hash.is_empty())
+                        .map(str::parse)
+                        .collect::<Result<_, _>>()?,
+                })
+            })
+            .collect()
+    }
+
+    /// Returns the canonical headers of `from..=to`, in order.
+    pub async fn blocks(&self, from: u64, to: u64) -> Result<Vec<Header>> {
+        let rows = sqlx::query(
+            "SELECT number, hash, parent, time FROM block WHERE canonical = 1 AND number BETWEEN ? AND ? ORDER BY number",
+        )
+        .bind(from as i64)
+        .bind(to as i64)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Header {
+                    block: BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? },
+                    parent: hash(row, 2)?,
+                    time: UnixSeconds(row.get::<i64, _>(3) as u64),
+                })
+            })
+            .collect()
+    }
+
+    /// Returns the canonical logs of blocks `from..=to`, in chain order.
+    pub async fn logs(&self, from: u64, to: u64) -> Result<Vec<LogRow>> {
+        let rows = sqlx::query(
+            "SELECT block_number, block_hash, log_index, tx_hash, address, topics, data, kind, job, link FROM log
+             WHERE canonical = 1 AND block_number BETWEEN ? AND ? ORDER BY block_number, log_index",
+        )
+        .bind(from as i64)
+        .bind(to as i64)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(LogRow {
+                    log: raw_log(row)?,
+                    kind: row.get(7),
+                    job: row.get::<Option<i64>, _>(8).map(|job| JobId(job as u64)),
+                    link: hash(row, 9)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Returns the lowest canonical block stored, or `None` in a new file.
+    pub async fn first_block(&self) -> Result<Option<u64>> {
+        let number: Option<i64> =
+            sqlx::query_scalar("SELECT min(number) FROM block WHERE canonical = 1").fetch_one(&self.readers).await?;
+        Ok(number.map(|number| number as u64))
+    }
+}
+
+impl JobRow {
+    /// Returns the row that `job` folds to: what the table must hold.
+    pub fn of(job: &Job) -> Self {
+        use crate::market::job::State;
+        let (tokens, output, paid) = match &job.state {
+            State::Posted | State::Claimed { .. } => (None, None, None),
+            State::Committed { commitment, .. } => (Some(commitment.tokens), None, None),
+            State::Completed { commitment, output, .. } => (Some(commitment.tokens), Some(output.clone()), None),
+            State::Released { commitment, output, amount, .. } => {
+                (Some(commitment.tokens), Some(output.clone()), Some(*amount))
+            }
+            State::Refunded { amount, .. } => (None, None, Some(*amount)),
+        };
+        JobRow {
+            id: job.id,
+            state: job.state.name().into(),
+            renter: job.terms.renter,
+            host: job.host(),
+            model: job.terms.model.clone(),
+            token: job.terms.token,
+            payment: job.terms.payment,
+            paid,
+            tokens,
+            output,
+            deadline: job.terms.deadline,
+            posted_block: job.posted.number,
+        }
+    }
+}
+
+fn job_row(row: &SqliteRow) -> Result<JobRow> {
+    Ok(JobRow {
+        id: JobId(row.get::<i64, _>(0) as u64),
+        state: row.get(1),
+        renter: address(row, 2)?,
+        host: if row.get::<Option<&[u8]>, _>(3).is_some() { Some(address(row, 3)?) } else { None },
+        model: row.get(4),
+        token: address(row, 5)?,
+        payment: amount(row, 6)?,
+        paid: if row.get::<Option<&str>, _>(7).is_some() { Some(amount(row, 7)?) } else { None },
+        tokens: row.get::<Option<i64>, _>(8).map(|tokens| tokens as u32),
+        output: row.get(9),
+        deadline: UnixSeconds(row.get::<i64, _>(10) as u64),
+        posted_block: row.get::<i64, _>(11) as u64,
+    })
+}

@@ -1,0 +1,228 @@
+//! The node's memory: one SQLite file holding the journal of facts, what follows from them, and what we intend.
+//!
+//! Owns sqlx. Never talks to a chain or a peer and never decides: it keeps, orders and refuses contradictions.
+//! Rules of the tables stand in `migrations/`. One writer connection (`BEGIN IMMEDIATE`), a pool of readers, WAL.
+//! Commits are `synchronous = FULL`: each one may be what a transaction on the wire relies on.
+
+mod history;
+mod journal;
+#[cfg(test)]
+mod tests;
+mod tx;
+mod work;
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Row, SqliteConnection};
+use tokio::sync::watch;
+
+use crate::market::event::{Event, RawLog};
+use crate::market::job::{Conflict, Fact, Job};
+use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
+
+pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline};
+pub use journal::Extended;
+pub use tx::{Attempt, Intent, IntentState, SignedIntent, TxOutcome};
+pub use work::PeerReceipt;
+
+/// Reads the event in a log; an error leaves the log in the journal, raw.
+pub type Decode = Arc<dyn Fn(&RawLog) -> Result<Event> + Send + Sync>;
+
+/// The handle on one database file. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    decode: Decode,
+    chain_id: u64,
+    changed: watch::Sender<u64>,
+}
+
+impl Store {
+    /// Opens the file, creating and migrating it where needed, for one marketplace on one chain.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, was made by a newer program, or belongs to another chain or marketplace.
+    pub async fn open(path: &Path, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("create folder {}", folder.display()))?;
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10));
+        let at = || format!("open database {}", path.display());
+        let writer =
+            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(at)?;
+        sqlx::migrate!().run(&writer).await.with_context(at)?;
+        let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
+        let store = Self { writer, readers, decode, chain_id, changed: watch::Sender::new(0) };
+        store.identify(marketplace).await.with_context(at)?;
+        Ok(store)
+    }
+
+    async fn identify(&self, marketplace: Address) -> Result<()> {
+        sqlx::query("INSERT INTO identity VALUES (1, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(self.chain_id as i64)
+            .bind(marketplace.as_slice())
+            .execute(&self.writer)
+            .await?;
+        let row = sqlx::query("SELECT chain_id, marketplace FROM identity").fetch_one(&self.writer).await?;
+        let (chain, contract) = (row.get::<i64, _>(0) as u64, address(&row, 1)?);
+        ensure!(
+            (chain, contract) == (self.chain_id, marketplace),
+            "the file belongs to chain {chain}, marketplace {contract}, but the configuration names chain {}, \
+             marketplace {marketplace}: use another data_dir or correct the configuration",
+            self.chain_id
+        );
+        Ok(())
+    }
+
+    /// Returns a receiver that is woken after every change. It carries no data: look at the store.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Closes the file after the running statements; later calls fail.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Returns the newest block whose logs are stored, or `None` in a new file.
+    pub async fn cursor(&self) -> Result<Option<BlockRef>> {
+        let row = sqlx::query("SELECT number, hash FROM cursor").fetch_optional(&self.readers).await?;
+        row.map(|row| Ok(BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? })).transpose()
+    }
+
+    /// Returns the time of the cursor's block, the store's notion of now; 0 in a new file.
+    pub async fn time(&self) -> Result<UnixSeconds> {
+        let time = sqlx::query_scalar::<_, i64>("SELECT time FROM block JOIN cursor USING (hash)")
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(UnixSeconds(time.unwrap_or(0) as u64))
+    }
+
+    /// Returns the hash of the canonical block at `number`, or `None` when it is not stored.
+    pub async fn canonical_hash(&self, number: u64) -> Result<Option<B256>> {
+        canonical_hash(&mut *self.readers.acquire().await?, number).await
+    }
+
+    /// Returns the job, or `None` when the chain has not posted it.
+    ///
+    /// # Errors
+    /// A [`Conflict`] when the stored facts contradict each other.
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>> {
+        self.fold(&mut *self.readers.acquire().await?, id).await
+    }
+
+    /// Returns every job that has not reached its end on chain, oldest first.
+    pub async fn live_jobs(&self) -> Result<Vec<Job>> {
+        let ids: Vec<i64> =
+            sqlx::query_scalar("SELECT id FROM job WHERE state NOT IN ('released', 'refunded') ORDER BY id")
+                .fetch_all(&self.readers)
+                .await?;
+        self.jobs_by_id(ids).await
+    }
+
+    /// Returns the jobs that ended on chain with this node's result and whose receipt is still unpublished.
+    pub async fn unannounced_jobs(&self) -> Result<Vec<Job>> {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "SELECT id FROM job WHERE state = 'released'
+             AND EXISTS (SELECT 1 FROM work WHERE job = id AND did = 'Inferred')
+             AND NOT EXISTS (SELECT 1 FROM work WHERE job = id AND did = 'Announced') ORDER BY id",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        self.jobs_by_id(ids).await
+    }
+
+    async fn jobs_by_id(&self, ids: Vec<i64>) -> Result<Vec<Job>> {
+        let mut reader = self.readers.acquire().await?;
+        let mut jobs = Vec::with_capacity(ids.len());
+        for id in ids {
+            jobs.extend(self.fold(&mut reader, JobId(id as u64)).await?);
+        }
+        Ok(jobs)
+    }
+
+    /// Folds a job from its canonical logs, the beacon its commitment waits for, and our own work.
+    async fn fold(&self, connection: &mut SqliteConnection, id: JobId) -> Result<Option<Job>> {
+        let rows = sqlx::query(
+            "SELECT block_number, block_hash, log_index, tx_hash, address, topics, data FROM log
+             WHERE job = ? AND canonical = 1 ORDER BY block_number, log_index",
+        )
+        .bind(id.0 as i64)
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut facts = Vec::with_capacity(rows.len() + 4);
+        for row in &rows {
+            let log = raw_log(row)?;
+            let Ok(event) = (self.decode)(&log) else { continue };
+            let committed = matches!(event, Event::ResultCommitted { .. });
+            facts.push(Fact::Chain { event, block: log.block });
+            if committed && let Some(beacon) = canonical_hash(&mut *connection, log.block.number + 1).await? {
+                facts.push(Fact::Beacon(beacon));
+            }
+        }
+        let bodies: Vec<String> = sqlx::query_scalar("SELECT body FROM work WHERE job = ? ORDER BY seq")
+            .bind(id.0 as i64)
+            .fetch_all(connection)
+            .await?;
+        for body in bodies {
+            facts.push(Fact::Work(serde_json::from_str(&body).with_context(|| format!("work of job {id}"))?));
+        }
+        Job::fold(id, &facts).map_err(|conflict: Conflict| anyhow::Error::new(conflict))
+    }
+}
+
+/// Returns the wall clock, for leases and retries only: what the chain decides is measured in block time.
+pub fn clock() -> UnixSeconds {
+    UnixSeconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+async fn canonical_hash(connection: &mut SqliteConnection, number: u64) -> Result<Option<B256>> {
+    let row = sqlx::query("SELECT hash FROM block WHERE number = ? AND canonical = 1")
+        .bind(number as i64)
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| hash(&row, 0)).transpose()
+}
+
+type SqliteRow = sqlx::sqlite::SqliteRow;
+
+fn hash(row: &SqliteRow, column: usize) -> Result<B256> {
+    B256::try_from(row.get::<&[u8], _>(column)).context("a stored hash is not 32 bytes")
+}
+
+fn address(row: &SqliteRow, column: usize) -> Result<Address> {
+    Address::try_from(row.get::<&[u8], _>(column)).context("a stored address is not 20 bytes")
+}
+
+fn amount(row: &SqliteRow, column: usize) -> Result<U256> {
+    U256::from_str(row.get::<&str, _>(column)).context("a stored amount is not a number")
+}
+
+/// Reads the columns `block_number, block_hash, log_index, tx_hash, address, topics, data`.
+fn raw_log(row: &SqliteRow) -> Result<RawLog> {
+    Ok(RawLog {
+        block: BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? },
+        index: row.get::<i64, _>(2) as u64,
+        tx: hash(row, 3)?,
+        address: address(row, 4)?,
+        topics: row.get::<&[u8], _>(5).chunks_exact(32).map(B256::from_slice).collect(),
+        data: row.get::<Vec<u8>, _>(6).into(),
+    })
+}

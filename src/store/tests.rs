@@ -1,0 +1,646 @@
+//! The store on a real SQLite file, fed with made-up blocks whose logs say plainly what they mean.
+
+use std::sync::Arc;
+
+use alloy::primitives::keccak256;
+use anyhow::bail;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::market::event::{Commitment, Header, Terms};
+use crate::market::job::{Duty, Next, Work};
+use crate::market::receipt::{Receipt, SignedReceipt};
+use crate::market::types::{Bytes, Cid};
+
+const CHAIN: u64 = 31337;
+const MARKETPLACE: Address = Address::repeat_byte(0x33);
+const US: Address = Address::repeat_byte(0xaa);
+const RIVAL: Address = Address::repeat_byte(0xbb);
+const COMMITMENT: Commitment = Commitment {
+    root: B256::repeat_byte(1),
+    tokens: 3,
+    result_hash: B256::repeat_byte(2),
+    tokens_digest: B256::repeat_byte(3),
+};
+
+/// What a log says: the first byte which event, the second of which job.
+type Says = [u8; 2];
+const TERMS: u8 = 0;
+const CLAIMED: u8 = 1;
+const CLAIMED_BY_RIVAL: u8 = 2;
+const COMMITTED: u8 = 3;
+const COMPLETED: u8 = 4;
+const DUE: u8 = 5;
+const RELEASED: u8 = 6;
+const REFUNDED: u8 = 7;
+const NOTED: u8 = 8;
+const KINDS: u8 = 9;
+const NONSENSE: u8 = 0xff;
+
+fn read(log: &RawLog) -> Result<Event> {
+    let job = JobId(log.data[1].into());
+    Ok(match log.data[0] {
+        TERMS => Event::JobTerms { job, terms: terms(job) },
+        CLAIMED => Event::JobClaimed { job, host: US },
+        CLAIMED_BY_RIVAL => Event::JobClaimed { job, host: RIVAL },
+        COMMITTED => Event::ResultCommitted { job, host: US, commitment: COMMITMENT },
+        COMPLETED => Event::JobCompleted { job, output: "out".into() },
+        DUE => Event::ReleaseDue { job, at: UnixSeconds(0) },
+        RELEASED => Event::PaymentReleased { job, host: US, amount: U256::from(97) },
+        REFUNDED => Event::PaymentRefunded { job, renter: Address::ZERO, amount: U256::from(100) },
+        NOTED => Event::Noted { name: "JobPosted", job: Some(job) },
+        other => bail!("no event {other}"),
+    })
+}
+
+fn terms(job: JobId) -> Terms {
+    Terms {
+        renter: Address::repeat_byte(job.0 as u8),
+        model: "sha256:00".into(),
+        input: "b".into(),
+        max_tokens: 8,
+        temperature_milli: 0,
+        seed: 1,
+        payment: U256::MAX,
+        token: Address::ZERO,
+        deadline: UnixSeconds(u64::MAX),
+        requires_proof: true,
+        min_gpu_memory: 0,
+        min_reputation: 0,
+    }
+}
+
+/// A block and the logs in it.
+#[derive(Debug, Clone, PartialEq)]
+struct Block(Header, Vec<RawLog>);
+
+/// Makes the block after `parent` that says `what`; another `salt` makes another block of it.
+fn after(parent: Option<&Block>, salt: u8, what: &[Says]) -> Block {
+    let (number, parent) = parent.map_or((100, B256::ZERO), |b| (b.0.block.number + 1, b.0.block.hash));
+    let hash = keccak256([parent.as_slice(), &number.to_be_bytes(), &[salt], &what.concat()].concat());
+    let block = BlockRef { number, hash };
+    let log = |(index, says): (usize, &Says)| RawLog {
+        block,
+        index: index as u64,
+        tx: keccak256([hash.as_slice(), &[index as u8]].concat()),
+        address: MARKETPLACE,
+        topics: vec![B256::repeat_byte(says[0])],
+        data: says.to_vec().into(),
+    };
+    Block(Header { block, parent, time: UnixSeconds(number * 10) }, what.iter().enumerate().map(log).collect())
+}
+
+/// A chain of blocks after `parent`, each saying one entry of `what`.
+fn chain(parent: Option<&Block>, salt: u8, what: &[&[Says]]) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    for says in what {
+        let block = after(blocks.last().or(parent), salt, says);
+        blocks.push(block);
+    }
+    blocks
+}
+
+struct File(TempDir);
+
+impl File {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+    async fn open_as(&self, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Store> {
+        Store::open(&self.0.path().join("fabstir.sqlite"), chain_id, marketplace, decode).await
+    }
+    async fn open(&self) -> Store {
+        self.open_as(CHAIN, MARKETPLACE, Arc::new(read)).await.expect("opens")
+    }
+}
+
+async fn fresh() -> (File, Store) {
+    let file = File::new();
+    let store = file.open().await;
+    (file, store)
+}
+
+async fn extend(store: &Store, blocks: &[Block]) -> Result<Extended> {
+    let headers: Vec<Header> = blocks.iter().map(|block| block.0).collect();
+    let logs: Vec<RawLog> = blocks.iter().flat_map(|block| block.1.clone()).collect();
+    store.extend(&headers, &logs).await
+}
+
+/// Everything that follows from the chain.
+type Projection =
+    (Option<BlockRef>, UnixSeconds, (B256, u64), Vec<crate::market::event::Header>, Vec<LogRow>, Vec<JobRow>, Vec<Job>);
+
+async fn projection(store: &Store) -> Projection {
+    let jobs = store.jobs(&JobFilter { limit: 1000, ..JobFilter::default() }).await.unwrap();
+    let mut folded = Vec::new();
+    for row in &jobs {
+        let job = store.job(row.id).await.unwrap().expect("a row has a job");
+        assert_eq!(JobRow::of(&job).state, row.state);
+        folded.push(job);
+    }
+    (
+        store.cursor().await.unwrap(),
+        store.time().await.unwrap(),
+        store.journal_head().await.unwrap(),
+        store.blocks(0, 10_000).await.unwrap(),
+        store.logs(0, 10_000).await.unwrap(),
+        jobs,
+        folded,
+    )
+}
+
+/// What a store holds that saw these blocks and no others.
+async fn never_saw_others(blocks: &[Block]) -> Projection {
+    let (_file, store) = fresh().await;
+    extend(&store, blocks).await.unwrap();
+    projection(&store).await
+}
+
+#[tokio::test]
+async fn logs_jobs_and_cursor_move_together() {
+    let (_file, store) = fresh().await;
+    assert_eq!((store.cursor().await.unwrap(), store.first_block().await.unwrap()), (None, None));
+    let mut changes = store.changes();
+    let blocks = chain(None, 0, &[&[[NOTED, 1], [TERMS, 1]], &[], &[[CLAIMED, 1], [TERMS, 2]]]);
+    let extended = extend(&store, &blocks).await.unwrap();
+    assert_eq!(extended.jobs, [JobId(1), JobId(2)].into());
+    assert_eq!((extended.logs, extended.undecoded), (4, vec![]));
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+
+    assert_eq!(store.cursor().await.unwrap(), Some(blocks[2].0.block));
+    assert_eq!(store.time().await.unwrap(), blocks[2].0.time);
+    assert_eq!(store.canonical_hash(101).await.unwrap(), Some(blocks[1].0.block.hash));
+    let (_, _, (head, count), headers, logs, rows, _) = projection(&store).await;
+    let told: Vec<RawLog> = blocks.iter().flat_map(|block| block.1.clone()).collect();
+    assert_eq!(logs.iter().map(|row| row.log.clone()).collect::<Vec<_>>(), told);
+    assert_eq!((head, count), (told.iter().fold(B256::ZERO, |head, log| log.link(head, CHAIN)), 4));
+    assert_eq!(headers.len(), 3);
+    let states: Vec<_> = rows.iter().map(|row| (row.id.0, row.state.as_str(), row.host, row.payment)).collect();
+    assert_eq!(states, [(2, "posted", None, U256::MAX), (1, "claimed", Some(US), U256::MAX)]);
+
+    assert_eq!(store.extend(&[], &[]).await.unwrap(), Extended::default());
+    assert!(!changes.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn what_does_not_continue_the_chain_is_refused_and_nothing_is_stored() {
+    let (_file, store) = fresh().await;
+    let base = chain(None, 0, &[&[[TERMS, 1]], &[[CLAIMED, 1]]]);
+    extend(&store, &base).await.unwrap();
+    let before = projection(&store).await;
+    let next = chain(base.last(), 0, &[&[[TERMS, 2]], &[[TERMS, 3]]]);
+    let change = |change: &dyn Fn(&mut Vec<Block>)| {
+        let mut blocks = next.clone();
+        change(&mut blocks);
+        blocks
+    };
+    let cases = [
+        ("does not follow", change(&|b| b[0].0.parent = B256::ZERO)),
+        ("does not follow", change(&|b| b[1].0.parent = B256::ZERO)),
+        ("does not follow", change(&|b| drop(b.remove(0)))),
+        ("does not follow", base.clone()),
+        ("in none of the blocks", change(&|b| b[1].1[0].block.number += 1)),
+        ("in none of the blocks", change(&|b| b[1].1[0].block.number = 0)),
+        ("in none of the blocks", change(&|b| b[1].1[0].block.hash = B256::ZERO)),
+        ("out of order", change(&|b| b[1].1 = [b[1].1.clone(), b[1].1.clone()].concat())),
+        ("out of order", change(&|b| b[0].1 = [b[1].1.clone(), b[0].1.clone()].concat())),
+        ("store log 0", change(&|b| b[1].1[0].topics = vec![B256::ZERO; 5])),
+        ("job 1: JobCompleted cannot follow claimed", chain(base.last(), 0, &[&[[TERMS, 2]], &[[COMPLETED, 1]]])),
+        (
+            "hash is stored already",
+            change(&|b| {
+                b[1].0.block.hash = base[0].0.block.hash;
+                b[1].1.clear();
+            }),
+        ),
+    ];
+    for (says, blocks) in cases {
+        let error = format!("{:#}", extend(&store, &blocks).await.expect_err(says));
+        assert!(error.contains(says), "{error}");
+        assert_eq!(projection(&store).await, before, "{says}");
+    }
+    let error = store.extend(&[], &next[0].1).await.unwrap_err().to_string();
+    assert!(error.contains("1 logs without a block"), "{error}");
+    let error = store.rewind(99).await.unwrap_err().to_string();
+    assert!(error.contains("rewind to unknown block 99"), "{error}");
+    extend(&store, &next).await.expect("the store is still usable");
+}
+
+#[tokio::test]
+async fn a_rewind_leaves_what_a_store_holds_that_never_saw_the_fork() {
+    let (_file, store) = fresh().await;
+    let a = chain(None, 0, &[&[[TERMS, 1]], &[[TERMS, 2], [CLAIMED_BY_RIVAL, 2]]]);
+    let b = chain(a.last(), 0, &[&[[CLAIMED, 1], [TERMS, 3]], &[[COMMITTED, 1], [REFUNDED, 2]], &[[NOTED, 1]]]);
+    let other = chain(a.last(), 1, &[&[[CLAIMED_BY_RIVAL, 1]], &[], &[[TERMS, 3], [CLAIMED, 3]]]);
+    extend(&store, &a).await.unwrap();
+    extend(&store, &b).await.unwrap();
+
+    let to = a.last().unwrap().0.block.number;
+    assert_eq!(store.rewind(to).await.unwrap(), 3);
+    assert_eq!(projection(&store).await, never_saw_others(&a).await);
+    assert_eq!(store.rewind(to).await.unwrap(), 0, "nothing lies above");
+    extend(&store, &other).await.unwrap();
+    assert_eq!(projection(&store).await, never_saw_others(&[a.clone(), other].concat()).await);
+    store.rewind(to).await.unwrap();
+    extend(&store, &b).await.unwrap();
+    assert_eq!(projection(&store).await, never_saw_others(&[a, b].concat()).await, "an orphan taken back");
+
+    let canonical = |entry: &Entry| matches!(entry, Entry::Event { canonical: true, .. });
+    let timeline = store.timeline(JobId(1)).await.unwrap();
+    assert_eq!(timeline.entries.len(), 5, "the orphaned claim stays as a trail");
+    assert_eq!(timeline.entries.iter().filter(|entry| canonical(entry)).count(), 4);
+}
+
+#[tokio::test]
+async fn another_beacon_asks_for_another_proof() {
+    let (_file, store) = fresh().await;
+    let a = chain(None, 0, &[&[[TERMS, 1], [CLAIMED, 1]], &[[COMMITTED, 1]]]);
+    extend(&store, &a).await.unwrap();
+    let (job, at) = (JobId(1), UnixSeconds(0));
+    let next = || async { store.job(job).await.unwrap().unwrap().next(US, at) };
+    let (output, transcript) = (Cid::of(b"o"), Cid::of(b"t"));
+    store.record(job, &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
+    assert_eq!(next().await, Next::Wait("the block after the commitment"));
+
+    let block = after(a.last(), 0, &[]);
+    extend(&store, std::slice::from_ref(&block)).await.unwrap();
+    assert_eq!(next().await, Next::Do(Duty::Prove));
+    let (beacon, completion) = (block.0.block.hash, Cid::of(b"p"));
+    store.record(job, &Work::Proved { at, beacon, completion }).await.unwrap();
+    assert_eq!(next().await, Next::Do(Duty::Complete));
+
+    store.rewind(101).await.unwrap();
+    assert_eq!(next().await, Next::Wait("the block after the commitment"));
+    extend(&store, &[after(a.last(), 1, &[])]).await.unwrap();
+    assert_eq!(next().await, Next::Do(Duty::Prove));
+    store.rewind(100).await.unwrap();
+    assert_eq!(next().await, Next::Do(Duty::Commit), "the inference cannot be un-run");
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_read_is_kept_raw() {
+    let (file, store) = fresh().await;
+    let a = chain(None, 0, &[&[[TERMS, 1]]]);
+    let b = chain(a.last(), 0, &[&[[CLAIMED, 1], [NONSENSE, 1]]]);
+    extend(&store, &a).await.unwrap();
+    let extended = extend(&store, &b).await.unwrap();
+    assert_eq!(extended.undecoded, [(b[0].1[1].tx, 1)]);
+    let row = store.logs(101, 101).await.unwrap().pop().unwrap();
+    assert_eq!((row.kind, row.job, &row.log), (None, None, &b[0].1[1]));
+    assert_eq!(store.journal_head().await.unwrap().1, 3, "it is part of the journal");
+    let kinds: Vec<Option<String>> =
+        sqlx::query_scalar("SELECT kind FROM log ORDER BY seq").fetch_all(&store.readers).await.unwrap();
+    assert_eq!(kinds, [Some("JobTerms".into()), Some("JobClaimed".into()), None]);
+    store.rewind(100).await.unwrap();
+    store.close().await;
+
+    // A later program can read it when its block comes back.
+    let wiser = |log: &RawLog| match log.data[0] {
+        NONSENSE => Ok(Event::ResultCommitted { job: JobId(1), host: US, commitment: COMMITMENT }),
+        _ => read(log),
+    };
+    let store = file.open_as(CHAIN, MARKETPLACE, Arc::new(wiser)).await.unwrap();
+    assert_eq!(extend(&store, &b).await.unwrap().undecoded, []);
+    assert_eq!(store.job(JobId(1)).await.unwrap().unwrap().state.name(), "committed");
+}
+
+#[tokio::test]
+async fn a_file_belongs_to_one_marketplace_on_one_chain() {
+    let (file, store) = fresh().await;
+    store.close().await;
+    for (chain_id, marketplace) in [(1, MARKETPLACE), (CHAIN, Address::ZERO)] {
+        let error = file.open_as(chain_id, marketplace, Arc::new(read)).await.map(drop).unwrap_err();
+        let error = format!("{error:#}");
+        let file = format!("belongs to chain {CHAIN}, marketplace {MARKETPLACE}");
+        let config = format!("names chain {chain_id}, marketplace {marketplace}");
+        assert!(error.contains(&file) && error.contains(&config) && error.contains("use another data_dir"), "{error}");
+    }
+    file.open().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_none_of_ours_is_named() {
+    let file = File::new();
+    std::fs::write(file.0.path().join("fabstir.sqlite"), [7; 4096]).unwrap();
+    let error = format!("{:#}", file.open_as(CHAIN, MARKETPLACE, Arc::new(read)).await.map(drop).unwrap_err());
+    assert!(error.contains("fabstir.sqlite") && error.contains("not a database"), "{error}");
+    let file = File::new();
+    let store = file.open().await;
+    let newer = "INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, 1, x'00', 0)";
+    sqlx::query(newer).execute(&store.writer).await.unwrap();
+    store.close().await;
+    let error = format!("{:#}", file.open_as(CHAIN, MARKETPLACE, Arc::new(read)).await.map(drop).unwrap_err());
+    assert!(error.contains("fabstir.sqlite") && error.contains("9999"), "{error}");
+}
+
+fn intent(key: &str, job: u64) -> Intent {
+    Intent {
+        key: key.into(),
+        job: Some(JobId(job)),
+        kind: "claim",
+        target: MARKETPLACE,
+        data: Bytes::from_static(b"call"),
+        signer: US,
+    }
+}
+
+fn chosen() -> Work {
+    Work::Chosen { at: UnixSeconds(1), reasons: vec!["price: fine".into()] }
+}
+
+#[tokio::test]
+async fn a_choice_takes_a_slot_once() {
+    let (_file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]]])).await.unwrap();
+    let choose = async |job: u64, slots| {
+        store.choose(JobId(job), &chosen(), slots, &intent(&format!("claim:{job}"), job)).await.unwrap()
+    };
+    assert!(!choose(1, 0).await, "no slot");
+    assert!(choose(1, 2).await);
+    assert!(!choose(1, 2).await, "chosen before");
+    assert!(choose(2, 2).await);
+    assert!(!choose(3, 2).await, "full");
+    assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2)]);
+    assert_eq!(store.open_intents(US).await.unwrap().len(), 2);
+    assert!(!store.job(JobId(3)).await.unwrap().unwrap().chosen);
+    assert_eq!(store.timeline(JobId(1)).await.unwrap().entries.len(), 3, "event, choice, transaction");
+
+    store.free(JobId(1)).await.unwrap();
+    store.free(JobId(1)).await.unwrap();
+    assert_eq!(store.intents_of(JobId(1), "claim").await.unwrap(), [IntentState::Dropped]);
+    assert!(!choose(1, 2).await, "its claim was given up: a second choice would have none");
+    assert!(choose(3, 2).await, "the slot is free");
+    assert!(store.adopt(JobId(1)).await.unwrap(), "what the chain gave us is ours even past the slots");
+    assert!(!store.adopt(JobId(1)).await.unwrap());
+    assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2), JobId(3)]);
+}
+
+fn attempt(byte: u8) -> Attempt {
+    let raw = Bytes::from(vec![byte; 3]);
+    Attempt { hash: B256::repeat_byte(byte), raw, fee_cap: u128::MAX, tip_cap: 1, signed_at: 5, sent: false }
+}
+
+#[tokio::test]
+async fn a_nonce_belongs_to_one_intent_for_ever() {
+    let (_file, store) = fresh().await;
+    assert!(store.queue(&intent("a", 1)).await.unwrap());
+    assert!(!store.queue(&intent("a", 1)).await.unwrap(), "the same key is the same intent");
+    assert!(store.queue(&intent("b", 1)).await.unwrap());
+    let ids: Vec<i64> = store.open_intents(US).await.unwrap().iter().map(|intent| intent.id).collect();
+    let [a, b] = ids[..] else { panic!("two intents, got {ids:?}") };
+    assert_eq!(store.next_nonce(US, 4).await.unwrap(), 4);
+    store.sign(a, 4, 100, &attempt(1)).await.unwrap();
+    assert_eq!(store.next_nonce(US, 4).await.unwrap(), 5);
+    assert_eq!(store.next_nonce(US, 9).await.unwrap(), 9);
+    assert_eq!(store.next_nonce(RIVAL, 0).await.unwrap(), 0);
+
+    let error = format!("{:#}", store.sign(b, 4, 100, &attempt(2)).await.unwrap_err());
+    assert!(error.contains("give nonce 4 to intent 2") && error.contains("UNIQUE"), "{error}");
+    let error = format!("{:#}", store.sign(a, 5, 100, &attempt(2)).await.unwrap_err());
+    assert!(error.contains("a signed transaction keeps its nonce"), "{error}");
+    store.sign(a, 4, 100, &attempt(2)).await.expect("a replacement");
+    store.sign(b, 5, 100, &attempt(2)).await.expect_err("the same bytes are not two transactions");
+    store.mark_sent(B256::repeat_byte(2)).await.unwrap();
+
+    let open = store.open_intents(US).await.unwrap();
+    assert_eq!(open.iter().map(|i| (i.id, i.nonce)).collect::<Vec<_>>(), [(a, Some(4)), (b, None)]);
+    assert_eq!(open[0].attempts, [attempt(1), Attempt { sent: true, ..attempt(2) }]);
+    store.drop_intent(a, "too late").await.unwrap();
+    store.drop_intent(b, "refused").await.unwrap();
+    let states = store.intents_of(JobId(1), "claim").await.unwrap();
+    assert_eq!(states, [IntentState::Signed, IntentState::Dropped], "what is signed is not dropped");
+    let error = store.sign(b, 6, 100, &attempt(3)).await.unwrap_err().to_string();
+    assert!(error.contains("intent 2 is finished"), "{error}");
+}
+
+#[tokio::test]
+async fn an_outcome_lives_and_dies_with_its_block() {
+    let (_file, store) = fresh().await;
+    let a = chain(None, 0, &[&[], &[]]);
+    extend(&store, &a[..1]).await.unwrap();
+    store.queue(&intent("a", 1)).await.unwrap();
+    let id = store.open_intents(US).await.unwrap()[0].id;
+    store.sign(id, 0, 100, &attempt(1)).await.unwrap();
+    store.sign(id, 0, 100, &attempt(2)).await.unwrap();
+    let (hash, gas_price) = (B256::repeat_byte(2), U256::from(7));
+    let outcome = TxOutcome { hash, block: a[1].0.block, success: true, gas_used: 10, gas_price };
+    let state = || async { store.intents_of(JobId(1), "claim").await.unwrap()[0] };
+
+    assert!(!store.settle(id, &outcome).await.unwrap(), "the block is not stored yet");
+    assert_eq!(state().await, IntentState::Signed);
+    extend(&store, &a[1..]).await.unwrap();
+    let elsewhere = BlockRef { hash: B256::ZERO, ..a[1].0.block };
+    assert!(!store.settle(id, &TxOutcome { block: elsewhere, ..outcome }).await.unwrap(), "a block of a fork");
+    assert!(store.settle(id, &TxOutcome { hash: B256::ZERO, ..outcome }).await.is_err(), "bytes we never signed");
+    assert!(store.settle(id, &outcome).await.unwrap());
+    assert_eq!(state().await, IntentState::Mined);
+    assert_eq!(store.open_intents(US).await.unwrap(), []);
+    let listed = store.transactions(None).await.unwrap();
+    let [Entry::Transaction { fee_wei, hashes, nonce, .. }] = &listed[..] else { panic!("one line, got {listed:?}") };
+    assert_eq!((fee_wei, nonce, hashes.len()), (&Some(U256::from(70)), &Some(0), 2));
+
+    store.rewind(100).await.unwrap();
+    assert_eq!(state().await, IntentState::Signed);
+    assert_eq!(store.open_intents(US).await.unwrap()[0].nonce, Some(0), "the same bytes are sent again");
+    assert!(!store.settle(id, &outcome).await.unwrap());
+    let again = after(a.first(), 1, &[]);
+    extend(&store, std::slice::from_ref(&again)).await.unwrap();
+    let failed = TxOutcome { block: again.0.block, success: false, ..outcome };
+    assert!(store.settle(id, &failed).await.unwrap());
+    assert_eq!(state().await, IntentState::Reverted);
+    assert!(store.settle(id, &failed).await.unwrap(), "told twice");
+    assert_eq!(state().await, IntentState::Reverted);
+}
+
+#[tokio::test]
+async fn a_lease_is_one_workers_and_backs_off() {
+    let (file, store) = fresh().await;
+    let job = JobId(1);
+    assert!(store.lease(job, Duty::Infer, 3600).await.unwrap());
+    assert!(!store.lease(job, Duty::Infer, 3600).await.unwrap(), "held");
+    assert!(store.lease(job, Duty::Prove, 3600).await.unwrap(), "another duty");
+    assert!(store.lease(JobId(2), Duty::Infer, 3600).await.unwrap(), "another job");
+    store.release(job, Duty::Infer, None).await.unwrap();
+    assert!(store.lease(job, Duty::Infer, 3600).await.unwrap(), "given back");
+    store.release(job, Duty::Infer, None).await.unwrap();
+    assert_eq!(store.release(job, Duty::Infer, Some("not held")).await.unwrap(), 0);
+
+    let mut backs_off = Vec::new();
+    for attempts in 1..=8 {
+        assert!(store.lease(job, Duty::Infer, 3600).await.unwrap());
+        let before = clock().0;
+        assert_eq!(store.release(job, Duty::Infer, Some("no memory")).await.unwrap(), attempts);
+        let (wait, error): (i64, String) =
+            sqlx::query_as("SELECT not_before, last_error FROM lease WHERE duty = 'infer' AND job = 1")
+                .fetch_one(&store.readers)
+                .await
+                .unwrap();
+        assert_eq!(error, "no memory");
+        backs_off.push(wait as u64 - before);
+        // The first wait is a second, which may be over by now; the clock is moved on rather than waited for.
+        assert!(attempts == 1 || !store.lease(job, Duty::Infer, 3600).await.unwrap(), "too early");
+        sqlx::query("UPDATE lease SET not_before = 0 WHERE job = 1").execute(&store.writer).await.unwrap();
+    }
+    for (wait, doubled) in backs_off.iter().zip([1, 2, 4, 8, 16, 32, 64, 64]) {
+        assert!((doubled..=doubled + 1).contains(wait), "{backs_off:?}");
+    }
+
+    store.close().await;
+    let store = file.open().await;
+    assert!(!store.lease(job, Duty::Prove, 3600).await.unwrap(), "a lease outlives its process");
+    assert_eq!(store.free_leases().await.unwrap(), 2);
+    assert_eq!(store.free_leases().await.unwrap(), 0);
+    assert!(store.lease(job, Duty::Prove, 3600).await.unwrap());
+}
+
+#[tokio::test]
+async fn one_of_many_gets_the_lease() {
+    let (_file, store) = fresh().await;
+    let tries = (0..8).map(|_| store.lease(JobId(1), Duty::Infer, 3600));
+    let taken = futures::future::try_join_all(tries).await.unwrap();
+    assert_eq!(taken.into_iter().filter(|taken| *taken).count(), 1);
+}
+
+#[tokio::test]
+async fn a_reopened_file_has_everything() {
+    let (file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[TERMS, 1], [CLAIMED, 1]], &[[COMMITTED, 1], [COMPLETED, 1], [DUE, 1]]]);
+    extend(&store, &blocks).await.unwrap();
+    store.choose(JobId(1), &chosen(), 1, &intent("claim:1", 1)).await.unwrap();
+    let id = store.open_intents(US).await.unwrap()[0].id;
+    store.sign(id, 3, 100, &attempt(1)).await.unwrap();
+    let (at, output, transcript) = (UnixSeconds(2), Cid::of(b"o"), Cid::of(b"t"));
+    store.record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
+    let mut kept = peer_receipt("first");
+    store.keep_receipt(&kept).await.unwrap();
+    kept.peer = "second".into();
+    store.keep_receipt(&kept).await.unwrap();
+    let (before, intents) = (projection(&store).await, store.open_intents(US).await.unwrap());
+    let timeline = store.timeline(JobId(1)).await.unwrap();
+    drop(store);
+
+    let store = file.open().await;
+    assert_eq!(projection(&store).await, before);
+    assert_eq!(store.open_intents(US).await.unwrap(), intents);
+    assert_eq!(store.reservations().await.unwrap(), [JobId(1)]);
+    assert_eq!(store.timeline(JobId(1)).await.unwrap(), timeline);
+    assert_eq!(store.peer_receipts().await.unwrap(), [kept]);
+    extend(&store, &chain(blocks.last(), 0, &[&[[RELEASED, 1]]])).await.unwrap();
+    assert_eq!(store.live_jobs().await.unwrap(), []);
+    assert_eq!(store.unannounced_jobs().await.unwrap().len(), 1);
+    store.record(JobId(1), &Work::Announced { at }).await.unwrap();
+    assert_eq!(store.unannounced_jobs().await.unwrap(), []);
+}
+
+fn peer_receipt(peer: &str) -> PeerReceipt {
+    let done =
+        crate::market::job::Inferred { commitment: COMMITMENT, output: Cid::of(b"o"), transcript: Cid::of(b"t") };
+    let receipt = Receipt::new(CHAIN, MARKETPLACE, RIVAL, JobId(1), &terms(JobId(1)), &done);
+    let signed = SignedReceipt { receipt, signature: Bytes::from_static(&[1; 65]) };
+    PeerReceipt { signed, peer: peer.into(), agreed: true }
+}
+
+#[tokio::test]
+async fn the_database_refuses_impossible_rows() {
+    let (_file, store) = fresh().await;
+    let job = |state: &str, host: &str| {
+        format!(
+            "INSERT INTO job (id, state, renter, host, model, input, max_tokens, token, payment, deadline, requires_proof,
+             posted_block) VALUES (1, '{state}', zeroblob(20), {host}, '', '', 1, zeroblob(20), '1', 1, 1, 1)"
+        )
+    };
+    let intent = |state: &str, nonce: &str| {
+        format!(
+            "INSERT INTO tx_intent (key, kind, target, data, signer, nonce, state, at)
+             VALUES ('k', 'claim', zeroblob(20), x'', zeroblob(20), {nonce}, '{state}', 1)"
+        )
+    };
+    let (host, none) = ("zeroblob(20)", "NULL");
+    let held = ["claimed", "committed", "completed", "released"];
+    let refused = [job("posted", host), job("lost", none), job("claimed", "zeroblob(19)")]
+        .into_iter()
+        .chain(held.map(|state| job(state, none)))
+        .chain(["signed", "mined", "reverted"].map(|state| intent(state, none)))
+        .chain(["queued", "dropped"].map(|state| intent(state, "1")))
+        .chain(["INSERT INTO reservation VALUES ('one', 1)".into()]);
+    for statement in refused {
+        let done = sqlx::query(sqlx::AssertSqlSafe(statement.clone())).execute(&store.writer).await;
+        assert!(done.is_err(), "{statement}");
+    }
+    let taken = [("posted", none), ("refunded", none), ("refunded", host)].map(|(state, host)| job(state, host));
+    for statement in taken.into_iter().chain(held.map(|state| job(state, host))) {
+        sqlx::query(sqlx::AssertSqlSafe(statement.clone())).execute(&store.writer).await.expect(&statement);
+        sqlx::query("DELETE FROM job").execute(&store.writer).await.unwrap();
+    }
+}
+
+/// One step of a chain that moves.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Blocks, each with logs; a log names a job and asks for an event, of which the next possible one is taken.
+    Extend(u8, Vec<Vec<Says>>),
+    /// Blocks to drop.
+    Rewind(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let log = (0..KINDS, 1..4u8).prop_map(|(kind, job)| [kind, job]);
+    let blocks = prop::collection::vec(prop::collection::vec(log, 0..4), 1..4);
+    prop_oneof![
+        2 => (0..2u8, blocks).prop_map(|(salt, blocks)| Step::Extend(salt, blocks)),
+        1 => (1..6usize).prop_map(Step::Rewind),
+    ]
+}
+
+/// Returns the first event from `wish` on that may follow what the blocks say of its job.
+fn possible(blocks: &[Block], said: &[Says], wish: Says) -> Says {
+    let mut facts: Vec<Fact> = Vec::new();
+    let so_far = after(blocks.last(), 0, said);
+    for log in blocks.iter().chain([&so_far]).flat_map(|block| &block.1).filter(|log| log.data[1] == wish[1]) {
+        facts.push(Fact::Chain { event: read(log).expect("we wrote it"), block: log.block });
+    }
+    let may_follow = |says: &Says| {
+        let log = after(Some(&so_far), 0, &[*says]).1.remove(0);
+        let next = Fact::Chain { event: read(&log).expect("we wrote it"), block: log.block };
+        let all: Vec<Fact> = facts.iter().cloned().chain([next]).collect();
+        // Terms come first on the contract; without them the fold does not look at the rest.
+        (says[0] == TERMS || facts.iter().any(|fact| matches!(fact, Fact::Chain { event: Event::JobTerms { .. }, .. })))
+            && Job::fold(JobId(wish[1].into()), &all).is_ok()
+    };
+    (0..KINDS).map(|k| [(wish[0] + k) % KINDS, wish[1]]).find(may_follow).expect("a note may always follow")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #[test]
+    fn only_the_canonical_chain_counts(steps in prop::collection::vec(step(), 1..8)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (_file, store) = fresh().await;
+            let mut canonical = chain(None, 0, &[&[[TERMS, 1]]]);
+            extend(&store, &canonical).await.unwrap();
+            for step in steps {
+                match step {
+                    Step::Extend(salt, wishes) => {
+                        let known = canonical.len();
+                        for wishes in wishes {
+                            let mut said = Vec::new();
+                            for wish in wishes {
+                                said.push(possible(&canonical, &said, wish));
+                            }
+                            canonical.push(after(canonical.last(), salt, &said));
+                        }
+                        extend(&store, &canonical[known..]).await.unwrap();
+                    }
+                    Step::Rewind(blocks) => {
+                        canonical.truncate(canonical.len().saturating_sub(blocks).max(1));
+                        store.rewind(canonical.last().unwrap().0.block.number).await.unwrap();
+                    }
+                }
+            }
+            assert_eq!(projection(&store).await, never_saw_others(&canonical).await);
+        });
+    }
+}

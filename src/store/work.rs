@@ -1,0 +1,203 @@
+//! What this node intends and finishes: choices, reservations, leases, work facts, receipts from peers.
+
+use anyhow::{Context, Result};
+use sqlx::{Row, SqliteConnection};
+
+use super::tx::{Intent, insert_intent};
+use super::{Store, address, clock};
+use crate::market::job::{Duty, Work};
+use crate::market::receipt::SignedReceipt;
+use crate::market::types::JobId;
+
+/// A receipt that reached us by gossip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerReceipt {
+    pub signed: SignedReceipt,
+    /// The peer that published it.
+    pub peer: String,
+    /// Whether the chain says the same.
+    pub agreed: bool,
+}
+
+impl Store {
+    /// Records that policy chose `job`: the fact, a reservation and the claim intent, in one transaction.
+    /// Returns false, and records nothing, when `slots` reservations exist already or the job was chosen before.
+    pub async fn choose(&self, job: JobId, work: &Work, slots: u32, claim: &Intent) -> Result<bool> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let (taken, chosen): (i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM reservation),
+                    (SELECT count(*) FROM reservation WHERE job = ?1)
+                    + (SELECT count(*) FROM work WHERE job = ?1 AND did = 'Chosen')",
+        )
+        .bind(job.0 as i64)
+        .fetch_one(&mut *tx)
+        .await?;
+        if chosen > 0 || taken >= i64::from(slots) {
+            return Ok(false);
+        }
+        sqlx::query("INSERT INTO reservation VALUES (?, ?)")
+            .bind(job.0 as i64)
+            .bind(clock().0 as i64)
+            .execute(&mut *tx)
+            .await?;
+        insert_work(&mut tx, job, work).await?;
+        insert_intent(&mut tx, claim).await?;
+        tx.commit().await?;
+        self.wake();
+        Ok(true)
+    }
+
+    /// Makes sure `job`, which the chain says is ours, has its reservation, even past the configured number of slots.
+    pub async fn adopt(&self, job: JobId) -> Result<bool> {
+        let added = sqlx::query("INSERT INTO reservation VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(job.0 as i64)
+            .bind(clock().0 as i64)
+            .execute(&self.writer)
+            .await?;
+        Ok(added.rows_affected() > 0)
+    }
+
+    /// Records a finished piece of work.
+    pub async fn record(&self, job: JobId, work: &Work) -> Result<()> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        insert_work(&mut tx, job, work).await?;
+        tx.commit().await?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Returns the jobs that hold a reservation.
+    pub async fn reservations(&self) -> Result<Vec<JobId>> {
+        let ids: Vec<i64> =
+            sqlx::query_scalar("SELECT job FROM reservation ORDER BY job").fetch_all(&self.readers).await?;
+        Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
+    }
+
+    /// Frees the slot of `job` and drops its unsigned claim. Does nothing when there is none.
+    pub async fn free(&self, job: JobId) -> Result<()> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        for statement in [
+            "DELETE FROM reservation WHERE job = ?",
+            "UPDATE tx_intent SET state = 'dropped', note = 'the job needs it no more' WHERE job = ? AND state = 'queued'",
+        ] {
+            sqlx::query(statement).bind(job.0 as i64).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Takes the lease on a duty for `seconds`. Returns false when somebody holds it or its back-off has not passed.
+    pub async fn lease(&self, job: JobId, duty: Duty, seconds: u64) -> Result<bool> {
+        let now = clock().0 as i64;
+        let taken = sqlx::query(
+            "INSERT INTO lease (job, duty, until, not_before, attempts) VALUES (?, ?, ?, 0, 1)
+             ON CONFLICT (job, duty) DO UPDATE SET until = excluded.until, attempts = attempts + 1
+             WHERE until <= ? AND not_before <= ?",
+        )
+        .bind(job.0 as i64)
+        .bind(duty.name())
+        .bind(now + seconds as i64)
+        .bind(now)
+        .bind(now)
+        .execute(&self.writer)
+        .await?;
+        Ok(taken.rows_affected() > 0)
+    }
+
+    /// Gives a lease back: for good after success, or with a back-off that doubles with each failure (1 s to 64 s).
+    /// Returns the number of attempts so far.
+    pub async fn release(&self, job: JobId, duty: Duty, failure: Option<&str>) -> Result<u32> {
+        let attempts = match failure {
+            None => {
+                sqlx::query("DELETE FROM lease WHERE job = ? AND duty = ?")
+                    .bind(job.0 as i64)
+                    .bind(duty.name())
+                    .execute(&self.writer)
+                    .await?;
+                0
+            }
+            Some(error) => sqlx::query_scalar::<_, i64>(
+                "UPDATE lease SET until = 0, not_before = ? + (1 << min(attempts - 1, 6)), last_error = ?
+                 WHERE job = ? AND duty = ? RETURNING attempts",
+            )
+            .bind(clock().0 as i64)
+            .bind(error)
+            .bind(job.0 as i64)
+            .bind(duty.name())
+            .fetch_optional(&self.writer)
+            .await?
+            .unwrap_or(0),
+        };
+        self.wake();
+        Ok(attempts as u32)
+    }
+
+    /// Gives a lease back as if it had not been taken: nothing was tried, so no attempt counts and nobody is woken.
+    pub async fn put_back(&self, job: JobId, duty: Duty) -> Result<()> {
+        sqlx::query("UPDATE lease SET until = 0, attempts = attempts - 1 WHERE job = ? AND duty = ?")
+            .bind(job.0 as i64)
+            .bind(duty.name())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Frees every lease: called once at start, when no worker of an earlier process can be alive.
+    pub async fn free_leases(&self) -> Result<u64> {
+        let freed = sqlx::query("UPDATE lease SET until = 0 WHERE until > 0").execute(&self.writer).await?;
+        Ok(freed.rows_affected())
+    }
+
+    /// Keeps a peer's receipt; a later one for the same job and host replaces it.
+    pub async fn keep_receipt(&self, receipt: &PeerReceipt) -> Result<()> {
+        let body = serde_json::to_string(&receipt.signed).context("write receipt")?;
+        sqlx::query(
+            "INSERT INTO peer_receipt VALUES (?, ?, ?, ?, ?, ?)
+             ON CONFLICT (job, host) DO UPDATE SET body = excluded.body, peer = excluded.peer, agreed = excluded.agreed",
+        )
+        .bind(receipt.signed.receipt.job.0 as i64)
+        .bind(receipt.signed.receipt.host.as_slice())
+        .bind(body)
+        .bind(&receipt.peer)
+        .bind(receipt.agreed)
+        .bind(clock().0 as i64)
+        .execute(&self.writer)
+        .await?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Returns the receipts peers sent, by job.
+    pub async fn peer_receipts(&self) -> Result<Vec<PeerReceipt>> {
+        let rows = sqlx::query("SELECT body, peer, agreed, host FROM peer_receipt ORDER BY job, host")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let host = address(row, 3)?;
+                let signed = serde_json::from_str(row.get(0)).with_context(|| format!("stored receipt of {host}"))?;
+                Ok(PeerReceipt { signed, peer: row.get(1), agreed: row.get(2) })
+            })
+            .collect()
+    }
+}
+
+async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
+    let at = match work {
+        Work::Chosen { at, .. }
+        | Work::Inferred { at, .. }
+        | Work::Proved { at, .. }
+        | Work::Announced { at }
+        | Work::Abandoned { at, .. } => *at,
+    };
+    sqlx::query("INSERT INTO work (job, did, body, at) VALUES (?, ?, ?, ?)")
+        .bind(job.0 as i64)
+        .bind(work.name())
+        .bind(serde_json::to_string(work).context("write work")?)
+        .bind(at.0 as i64)
+        .execute(tx)
+        .await
+        .with_context(|| format!("record {} of job {job}", work.name()))?;
+    Ok(())
+}
