@@ -1,5 +1,6 @@
 //! `fabstir`: the on-chain-first host node of the Fabstir LLM marketplace.
 
+pub mod chain;
 pub mod content;
 pub mod market;
 pub mod store;

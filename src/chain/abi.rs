@@ -1,0 +1,55 @@
+//! The contracts' words, generated from `abi/`.
+
+use alloy::sol;
+use alloy::sol_types::SolInterface;
+
+/// Each contract in a module of its own: their ABIs name each other's types.
+macro_rules! contract {
+    ($module:ident, $name:ident, $path:literal) => {
+        mod $module {
+            alloy::sol!(
+                #[derive(Debug)]
+                $name,
+                $path
+            );
+        }
+        pub use $module::$name;
+    };
+}
+contract!(registry, NodeRegistry, "abi/NodeRegistry.json");
+contract!(escrow, PaymentEscrow, "abi/PaymentEscrow.json");
+contract!(marketplace, JobMarketplace, "abi/JobMarketplace.json");
+contract!(proof_system, ProofSystem, "abi/ProofSystem.json");
+
+sol! {
+    interface Erc20 {
+        function balanceOf(address account) external view returns (uint256);
+        function allowance(address owner, address spender) external view returns (uint256);
+        function approve(address spender, uint256 amount) external returns (bool);
+        function transfer(address to, uint256 amount) external returns (bool);
+    }
+}
+
+/// The escrow's state while it holds a job's money.
+pub const ESCROW_HELD: u8 = 1;
+
+/// Returns a contract's reason to revert in words: one of our contracts' errors with its values, or what the endpoint said.
+pub fn reason(refusal: &alloy::rpc::json_rpc::ErrorPayload) -> String {
+    let Some(data): Option<alloy::primitives::Bytes> = refusal.as_revert_data() else {
+        return refusal.message.to_string();
+    };
+    macro_rules! first_of {
+        ($($errors:ty),*) => {$(
+            if let Ok(error) = <$errors>::abi_decode(&data) {
+                return format!("{error:?}");
+            }
+        )*};
+    }
+    first_of!(
+        JobMarketplace::JobMarketplaceErrors,
+        ProofSystem::ProofSystemErrors,
+        PaymentEscrow::PaymentEscrowErrors,
+        NodeRegistry::NodeRegistryErrors
+    );
+    format!("{} ({data})", refusal.message)
+}

@@ -1,0 +1,360 @@
+//! The edge to the chain: reading blocks, logs and contract state, and putting signed bytes on the wire.
+//!
+//! Owns alloy's providers, signers and ABI types; ABI words and JSON-RPC end here. Never keeps anything and never decides:
+//! what to read or send, and whether to believe it, is for its callers.
+
+mod abi;
+pub mod call;
+mod decode;
+pub mod key;
+mod send;
+
+use std::time::Duration;
+
+use alloy::consensus::BlockHeader;
+use alloy::eips::{BlockId, BlockNumberOrTag};
+use alloy::network::Ethereum;
+use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::providers::{Provider, ProviderBuilder, RootProvider, WsConnect};
+use alloy::rpc::types::{Block, Filter, Log, TransactionInput, TransactionReceipt, TransactionRequest};
+use alloy::sol_types::SolCall;
+use anyhow::{Context, Result, bail, ensure};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::market::event::{Header, RawLog};
+use crate::market::job::{Fact, Job};
+use crate::market::types::{BlockRef, JobId, UnixSeconds};
+
+pub use send::{Fees, Mined, Sent, Signer};
+
+/// Headers asked for in one JSON-RPC batch.
+const HEADERS_PER_BATCH: u64 = 50;
+/// Blocks read at once when a job is looked up without a store.
+const BLOCKS_PER_READ: u64 = 100;
+/// Longest wait for one JSON-RPC answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Addresses of the contracts one node works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contracts {
+    pub governance_token: Address,
+    pub node_registry: Address,
+    pub payment_escrow: Address,
+    pub job_marketplace: Address,
+    pub proof_system: Address,
+}
+
+impl Contracts {
+    /// Returns the contracts whose logs are indexed.
+    fn indexed(&self) -> Vec<Address> {
+        vec![self.node_registry, self.payment_escrow, self.job_marketplace, self.proof_system]
+    }
+}
+
+/// A connection to one endpoint, for one chain and one set of contracts. Clones share it.
+#[derive(Clone)]
+pub struct Chain {
+    provider: RootProvider<Ethereum>,
+    client: alloy::rpc::client::RpcClient,
+    endpoint: String,
+    id: u64,
+    contracts: Contracts,
+}
+
+impl Chain {
+    /// Connects over HTTP and checks that the endpoint serves the chain `id` and has code at every contract.
+    ///
+    /// # Errors
+    /// If the endpoint does not answer, serves another chain, or a contract has no code there.
+    pub async fn connect(endpoint: &str, id: u64, contracts: Contracts) -> Result<Self> {
+        let chain = Self::unchecked(endpoint, id, contracts)?;
+        chain.check().await?;
+        Ok(chain)
+    }
+
+    /// Prepares a connection without a first call, for a node that may start before its endpoint.
+    ///
+    /// # Errors
+    /// If the endpoint is not an HTTP URL.
+    pub fn unchecked(endpoint: &str, id: u64, contracts: Contracts) -> Result<Self> {
+        let url: reqwest::Url = endpoint.parse().with_context(|| format!("RPC endpoint {endpoint:?} is not a URL"))?;
+        ensure!(
+            matches!(url.scheme(), "http" | "https"),
+            "RPC endpoint {endpoint:?} must start with http:// or https://"
+        );
+        let client = reqwest::Client::builder().timeout(CALL_TIMEOUT).build().context("build the HTTP client")?;
+        let transport = alloy::transports::http::Http::with_client(client, url);
+        let client = alloy::rpc::client::RpcClient::new(transport, false);
+        let provider = ProviderBuilder::new().disable_recommended_fillers().connect_client(client.clone());
+        Ok(Self { provider, client, endpoint: endpoint.into(), id, contracts })
+    }
+
+    /// Checks chain id and contract code.
+    ///
+    /// # Errors
+    /// As [`Chain::connect`].
+    pub async fn check(&self) -> Result<()> {
+        let served =
+            self.provider.get_chain_id().await.with_context(|| format!("ask {} for its chain id", self.endpoint))?;
+        ensure!(
+            served == self.id,
+            "{} serves chain {served}, but the configuration says chain_id = {}",
+            self.endpoint,
+            self.id
+        );
+        let Contracts { governance_token, node_registry, payment_escrow, job_marketplace, proof_system } =
+            self.contracts;
+        for (name, address) in [
+            ("governance_token", governance_token),
+            ("node_registry", node_registry),
+            ("payment_escrow", payment_escrow),
+            ("job_marketplace", job_marketplace),
+            ("proof_system", proof_system),
+        ] {
+            let code = self.provider.get_code_at(address).await.with_context(|| format!("read code at {address}"))?;
+            ensure!(!code.is_empty(), "contracts.{name} = {address} has no code on chain {}", self.id);
+        }
+        Ok(())
+    }
+
+    /// Returns the chain's id.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Returns the addresses this connection works with.
+    pub fn contracts(&self) -> &Contracts {
+        &self.contracts
+    }
+
+    /// Returns the newest header the endpoint knows.
+    pub async fn head(&self) -> Result<Header> {
+        let block = self.block(BlockNumberOrTag::Latest).await.context("read the newest block")?;
+        block.context("the endpoint has no newest block")
+    }
+
+    /// Returns the header at `number`, or `None` past the endpoint's head.
+    pub async fn header(&self, number: u64) -> Result<Option<Header>> {
+        self.block(BlockNumberOrTag::Number(number)).await.with_context(|| format!("read block {number}"))
+    }
+
+    async fn block(&self, tag: BlockNumberOrTag) -> Result<Option<Header>> {
+        Ok(self.provider.get_block_by_number(tag).await?.map(|block| header(&block)))
+    }
+
+    /// Returns the headers of blocks `from..=to` and all logs of our contracts in them, in chain order. The headers link
+    /// to each other and every log lies in one of them; the caller checks that the first continues what it has.
+    ///
+    /// # Errors
+    /// If the endpoint fails, lacks a block, or its chain moved during the reading. Calling again is safe.
+    pub async fn range(&self, from: u64, to: u64) -> Result<(Vec<Header>, Vec<RawLog>)> {
+        let what = || format!("read blocks {from}..={to} from {}", self.endpoint);
+        let headers = self.headers(from, to).await.with_context(what)?;
+        let filter = Filter::new().from_block(from).to_block(to).address(self.contracts.indexed());
+        let logs = self.provider.get_logs(&filter).await.with_context(what)?;
+        let mut logs = logs.into_iter().map(raw_log).collect::<Result<Vec<_>>>().with_context(what)?;
+        logs.sort_by_key(|log| (log.block.number, log.index));
+        for log in &logs {
+            let header = log.block.number.checked_sub(from).and_then(|offset| headers.get(offset as usize));
+            ensure!(
+                header.is_some_and(|header| header.block == log.block),
+                "the chain moved while blocks {from}..={to} were read: log {} lies in block {} ({})",
+                log.index,
+                log.block.number,
+                log.block.hash
+            );
+        }
+        Ok((headers, logs))
+    }
+
+    async fn headers(&self, from: u64, to: u64) -> Result<Vec<Header>> {
+        let mut headers: Vec<Header> = Vec::with_capacity((to - from + 1) as usize);
+        let mut next = from;
+        while next <= to {
+            let last = to.min(next + HEADERS_PER_BATCH - 1);
+            let mut batch = self.client.new_batch();
+            let calls = (next..=last)
+                .map(|number| {
+                    let number = BlockNumberOrTag::Number(number);
+                    batch.add_call::<_, Option<Block>>("eth_getBlockByNumber", &(number, false))
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            batch.send().await?;
+            for (number, call) in (next..=last).zip(calls) {
+                let block = call.await?.with_context(|| format!("the endpoint lacks block {number}"))?;
+                let header = header(&block);
+                ensure!(header.block.number == number, "asked for block {number}, got {}", header.block.number);
+                if let Some(previous) = headers.last() {
+                    ensure!(header.parent == previous.block.hash, "the chain moved: block {number} has another parent");
+                }
+                headers.push(header);
+            }
+            next = last + 1;
+        }
+        Ok(headers)
+    }
+
+    /// Watches for new blocks over WebSocket and wakes the returned receiver at each. Only a wake-up: it reconnects by
+    /// itself, may miss blocks, and polling stays the truth.
+    pub fn wake_on_blocks(endpoint: String) -> watch::Receiver<u64> {
+        let (wake, receiver) = watch::channel(0);
+        tokio::spawn(async move {
+            while !wake.is_closed() {
+                if let Err(error) = forward_heads(&endpoint, &wake).await {
+                    tracing::debug!(%endpoint, error = format!("{error:#}"), "block subscription ended");
+                }
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        });
+        receiver
+    }
+
+    /// Returns what the escrow holds for a job, in the job's token: 0 once it was released or refunded.
+    pub async fn escrowed(&self, job: JobId) -> Result<U256> {
+        let escrow =
+            self.read(self.contracts.payment_escrow, abi::PaymentEscrow::getEscrowCall { jobId: U256::from(job.0) });
+        let escrow = escrow.await.with_context(|| format!("read the escrow of job {job}"))?;
+        Ok(if escrow.state == abi::ESCROW_HELD { escrow.amount.to() } else { U256::ZERO })
+    }
+
+    /// Returns the escrow's fee in hundredths of a percent.
+    pub async fn fee_bps(&self) -> Result<u16> {
+        let fee = self
+            .read(self.contracts.payment_escrow, abi::PaymentEscrow::feeBpsCall {})
+            .await
+            .context("read the fee")?;
+        fee.try_into().ok().filter(|fee| *fee < 10_000).with_context(|| format!("a fee of {fee} basis points"))
+    }
+
+    /// Returns whether `host` is registered with its stake whole.
+    pub async fn is_active(&self, host: Address) -> Result<bool> {
+        let call = abi::NodeRegistry::isActiveCall { host };
+        self.read(self.contracts.node_registry, call).await.with_context(|| format!("read the registration of {host}"))
+    }
+
+    /// Returns the stake a host must bring, in FAB's smallest unit.
+    pub async fn stake_min(&self) -> Result<U256> {
+        self.read(self.contracts.node_registry, abi::NodeRegistry::MIN_STAKECall {}).await.context("read the stake")
+    }
+
+    /// Returns the statement a proof of `job` under `circuit` must be labelled with.
+    pub async fn context(&self, job: JobId, circuit: B256) -> Result<U256> {
+        let call = abi::ProofSystem::contextOfCall { jobId: U256::from(job.0), circuitId: circuit };
+        self.read(self.contracts.proof_system, call).await
+    }
+
+    /// Returns the SHA-256 of the manifest and whether the circuit is active on chain.
+    pub async fn circuit(&self, circuit: B256) -> Result<(B256, bool)> {
+        let call = abi::ProofSystem::circuitOfCall { circuitId: circuit };
+        let circuit = self.read(self.contracts.proof_system, call).await.context("read the circuit")?;
+        Ok((circuit.manifest, circuit.active))
+    }
+
+    /// Returns how much of `token` (the zero address: ETH) `owner` has.
+    pub async fn balance(&self, token: Address, owner: Address) -> Result<U256> {
+        let what = || format!("read the balance of {owner}");
+        if token.is_zero() {
+            return self.provider.get_balance(owner).await.with_context(what);
+        }
+        self.read(token, abi::Erc20::balanceOfCall { account: owner }).await.with_context(what)
+    }
+
+    /// Returns how much of `token` the owner allows `spender` to move.
+    pub async fn allowance(&self, token: Address, owner: Address, spender: Address) -> Result<U256> {
+        self.read(token, abi::Erc20::allowanceCall { owner, spender }).await.context("read the allowance")
+    }
+
+    async fn read<C: SolCall>(&self, to: Address, call: C) -> Result<C::Return> {
+        let request = request(Address::ZERO, to, call.abi_encode().into(), U256::ZERO);
+        let bytes = self.provider.call(request).block(BlockId::latest()).await?;
+        Ok(C::abi_decode_returns(&bytes)?)
+    }
+
+    /// Runs a call against the newest block's state without sending it. Returns the contract's reason when it would revert.
+    ///
+    /// # Errors
+    /// If the endpoint fails: then nothing is known about the call.
+    pub async fn simulate(&self, from: Address, call: &call::Call) -> Result<Option<String>> {
+        match self.provider.call(request(from, call.to, call.data.clone(), call.value)).block(BlockId::latest()).await {
+            Ok(_) => Ok(None),
+            Err(error) => match error.as_error_resp() {
+                Some(refusal) => Ok(Some(abi::reason(refusal))),
+                None => Err(error).context("simulate a call"),
+            },
+        }
+    }
+
+    /// Returns the receipt of a transaction, or `None` while the endpoint knows none.
+    pub async fn receipt(&self, hash: B256) -> Result<Option<TransactionReceipt>> {
+        self.provider.get_transaction_receipt(hash).await.with_context(|| format!("read the receipt of {hash}"))
+    }
+
+    /// Returns `job` as the logs of blocks `from..` to the head tell it, or `None` when it is not posted there.
+    ///
+    /// # Errors
+    /// If the endpoint fails or the logs contradict each other.
+    pub async fn job(&self, id: JobId, from: u64) -> Result<Option<Job>> {
+        let head = self.head().await?.block.number;
+        let mut facts = Vec::new();
+        let mut next = from;
+        while next <= head {
+            let last = head.min(next + BLOCKS_PER_READ - 1);
+            for log in self.range(next, last).await?.1 {
+                if let Ok(event) = decode::event(&self.contracts, &log)
+                    && event.job() == Some(id)
+                {
+                    facts.push(Fact::Chain { event, block: log.block });
+                }
+            }
+            next = last + 1;
+        }
+        Ok(Job::fold(id, &facts)?)
+    }
+
+    /// Returns the reader of this connection's logs, for the store.
+    pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
+        let contracts = self.contracts;
+        move |log| decode::event(&contracts, log)
+    }
+}
+
+async fn forward_heads(endpoint: &str, wake: &watch::Sender<u64>) -> Result<()> {
+    let provider = ProviderBuilder::new().connect_ws(WsConnect::new(endpoint)).await?;
+    let mut heads = provider.subscribe_blocks().await?.into_stream();
+    while let Some(head) = heads.next().await {
+        wake.send(head.number()).ok().context("nobody waits for blocks any more")?;
+    }
+    bail!("the subscription closed")
+}
+
+fn request(from: Address, to: Address, data: Bytes, value: U256) -> TransactionRequest {
+    TransactionRequest { input: TransactionInput::new(data), value: Some(value), ..Default::default() }
+        .from(from)
+        .to(to)
+}
+
+fn header(block: &Block) -> Header {
+    Header {
+        block: BlockRef { number: block.header.number(), hash: block.header.hash },
+        parent: block.header.parent_hash(),
+        time: UnixSeconds(block.header.timestamp()),
+    }
+}
+
+fn raw_log(log: Log) -> Result<RawLog> {
+    ensure!(!log.removed, "the endpoint sent a removed log");
+    Ok(RawLog {
+        block: BlockRef {
+            number: log.block_number.context("a log without block number")?,
+            hash: log.block_hash.context("a log without block hash")?,
+        },
+        index: log.log_index.context("a log without index")?,
+        tx: log.transaction_hash.context("a log without transaction")?,
+        address: log.address(),
+        topics: log.topics().to_vec(),
+        data: log.data().data.clone(),
+    })
+}
