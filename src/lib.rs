@@ -2,5 +2,6 @@
 
 pub mod chain;
 pub mod content;
+pub mod engine;
 pub mod market;
 pub mod store;
