@@ -4,4 +4,5 @@ pub mod chain;
 pub mod content;
 pub mod engine;
 pub mod market;
+pub mod prover;
 pub mod store;
