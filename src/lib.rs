@@ -4,5 +4,6 @@ pub mod chain;
 pub mod content;
 pub mod engine;
 pub mod market;
+pub mod p2p;
 pub mod prover;
 pub mod store;
