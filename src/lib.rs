@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod content;
 pub mod engine;
+pub mod http;
 pub mod market;
 pub mod p2p;
 pub mod prover;

@@ -1,0 +1,149 @@
+//! What the node counts, in Prometheus' text format.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use anyhow::{Context, Result};
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The media type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// One label: what a count is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Kind {
+    pub kind: String,
+}
+
+/// The node's counts and gauges. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    pub ready: Gauge,
+    pub head_block: Gauge,
+    pub indexed_block: Gauge,
+    pub logs: Counter,
+    pub undecoded_logs: Counter,
+    pub reorgs: Counter,
+    pub reservations: Gauge,
+    pub open_transactions: Gauge,
+    /// By kind of transaction.
+    pub transactions_sent: Family<Kind, Counter>,
+    /// By rule that refused.
+    pub jobs_declined: Family<Kind, Counter>,
+    pub tokens_generated: Counter,
+    pub inference_seconds: Histogram,
+    pub proof_seconds: Histogram,
+    /// By verdict: accept, reject, ignore.
+    pub receipts: Family<Kind, Counter>,
+    /// By task.
+    pub failures: Family<Kind, Counter>,
+    pub peers: Gauge,
+    registry: Arc<Registry>,
+}
+
+impl Metrics {
+    /// Returns zeroed metrics.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("fabstir");
+        let seconds = || Histogram::new([0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]);
+        let mut metrics = Self {
+            ready: Gauge::default(),
+            head_block: Gauge::default(),
+            indexed_block: Gauge::default(),
+            logs: Counter::default(),
+            undecoded_logs: Counter::default(),
+            reorgs: Counter::default(),
+            reservations: Gauge::default(),
+            open_transactions: Gauge::default(),
+            transactions_sent: Family::default(),
+            jobs_declined: Family::default(),
+            tokens_generated: Counter::<u64, AtomicU64>::default(),
+            inference_seconds: seconds(),
+            proof_seconds: seconds(),
+            receipts: Family::default(),
+            failures: Family::default(),
+            peers: Gauge::default(),
+            registry: Arc::default(),
+        };
+        let m = &metrics;
+        registry.register("ready", "1 when every part of the node is ready", m.ready.clone());
+        registry.register("head_block", "newest block the endpoint knows", m.head_block.clone());
+        registry.register("indexed_block", "newest block whose logs are stored", m.indexed_block.clone());
+        registry.register("logs", "contract logs stored", m.logs.clone());
+        registry.register(
+            "undecoded_logs",
+            "contract logs kept raw because they could not be decoded",
+            m.undecoded_logs.clone(),
+        );
+        registry.register("reorgs", "rewinds after a reorganisation of the chain", m.reorgs.clone());
+        registry.register("reservations", "engine slots reserved for jobs", m.reservations.clone());
+        registry.register(
+            "open_transactions",
+            "transactions queued or signed and not yet mined",
+            m.open_transactions.clone(),
+        );
+        registry.register(
+            "transactions_sent",
+            "transactions put on the wire, replacements included",
+            m.transactions_sent.clone(),
+        );
+        registry.register("jobs_declined", "jobs policy declined, by the rule that refused", m.jobs_declined.clone());
+        registry.register("tokens_generated", "output tokens of paid jobs", m.tokens_generated.clone());
+        registry.register_with_unit(
+            "inference",
+            "time from prompt to last token",
+            Unit::Seconds,
+            m.inference_seconds.clone(),
+        );
+        registry.register_with_unit("proof", "time to make and verify a proof", Unit::Seconds, m.proof_seconds.clone());
+        registry.register("receipts", "receipts that reached this node, by verdict", m.receipts.clone());
+        registry.register("failures", "passes that failed, by task", m.failures.clone());
+        registry.register("peers", "connected peers", m.peers.clone());
+        metrics.registry = Arc::new(registry);
+        metrics
+    }
+
+    /// Returns all of them in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If a value cannot be written, which is a defect.
+    pub fn text(&self) -> Result<String> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).context("write the metrics")?;
+        Ok(plain(&text))
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Kind {
+    /// Returns the label of that value.
+    pub fn of(kind: impl Into<String>) -> Self {
+        Self { kind: kind.into() }
+    }
+}
+
+/// Turns OpenMetrics into Prometheus' own text format, in which a counter's description bears the counter's full name.
+/// Source: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+fn plain(open: &str) -> String {
+    let counters: Vec<&str> =
+        open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut text = String::with_capacity(open.len());
+    for line in open.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+        match line.strip_prefix("# ").and_then(|rest| rest.split_once(' ')) {
+            Some((what, rest)) => {
+                let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+                let total = if counters.contains(&name) { "_total" } else { "" };
+                text += &format!("# {what} {name}{total} {rest}\n");
+            }
+            None => text += &format!("{line}\n"),
+        }
+    }
+    text
+}

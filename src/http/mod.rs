@@ -1,0 +1,162 @@
+//! The operator's endpoints: `/livez`, `/readyz` with reasons, `/metrics` for Prometheus.
+//!
+//! Owns axum. Never decides and never reads the store: the parts of the node report here.
+
+mod metrics;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+pub use metrics::{Kind, Metrics};
+
+/// What the parts of a node said about themselves last. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, Part>>>);
+
+#[derive(Debug, Clone)]
+struct Part {
+    /// Older reports count as failure.
+    age_max: Duration,
+    at: Instant,
+    problem: Option<String>,
+}
+
+/// Why a part is not ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    pub part: &'static str,
+    pub reason: String,
+}
+
+impl Health {
+    /// Adds a part that must report at least every `age_max`; not ready until its first good report.
+    pub fn expect(&self, part: &'static str, age_max: Duration) {
+        let problem = Some("starting".into());
+        self.lock().insert(part, Part { age_max, at: Instant::now(), problem });
+    }
+
+    /// The part is well.
+    pub fn well(&self, part: &'static str) {
+        self.report(part, None);
+    }
+
+    /// The part cannot do its work, and why.
+    pub fn ill(&self, part: &'static str, reason: impl Into<String>) {
+        self.report(part, Some(reason.into()));
+    }
+
+    fn report(&self, part: &'static str, problem: Option<String>) {
+        if let Some(entry) = self.lock().get_mut(part) {
+            (entry.at, entry.problem) = (Instant::now(), problem);
+        }
+    }
+
+    /// Returns what keeps the node from being ready; empty when it is.
+    pub fn problems(&self) -> Vec<Problem> {
+        let problem = |(&part, state): (&&'static str, &Part)| {
+            let age = state.at.elapsed();
+            let silent = (age > state.age_max).then(|| format!("silent for {} s", age.as_secs()));
+            Some(Problem { part, reason: state.problem.clone().or(silent)? })
+        };
+        self.lock().iter().filter_map(problem).collect()
+    }
+
+    /// Returns whether `part` is ready.
+    pub fn is_well(&self, part: &str) -> bool {
+        !self.problems().iter().any(|problem| problem.part == part)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Part>> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// A running server. Dropping it stops listening.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens; the port the system chose when 0 was asked for.
+    pub address: SocketAddr,
+    _stop: oneshot::Sender<()>,
+}
+
+/// Starts the endpoints on `listen`.
+///
+/// # Errors
+/// If the address cannot be listened on.
+pub async fn serve(listen: SocketAddr, health: Health, metrics: Metrics) -> Result<Server> {
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on http.listen = {listen}"))?;
+    let address = listener.local_addr()?;
+    let app = Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_text))
+        .with_state((health, metrics));
+    let (stop, stopped) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let stopped = async move {
+            let _ = stopped.await;
+        };
+        if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
+            tracing::error!(%error, "the operator's endpoints stopped");
+        }
+    });
+    Ok(Server { address, _stop: stop })
+}
+
+async fn ready(State((health, _)): State<(Health, Metrics)>) -> Response {
+    let problems = health.problems();
+    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(serde_json::json!({ "ready": problems.is_empty(), "problems": problems }))).into_response()
+}
+
+async fn metrics_text(State((health, metrics)): State<(Health, Metrics)>) -> Response {
+    metrics.ready.set(i64::from(health.problems().is_empty()));
+    match metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn readiness_names_its_reasons() {
+        let health = Health::default();
+        health.expect("indexer", Duration::from_secs(60));
+        let server = serve(([127, 0, 0, 1], 0).into(), health.clone(), Metrics::new()).await.unwrap();
+        let url = |path: &str| format!("http://{}{path}", server.address);
+        let answer = reqwest::get(url("/readyz")).await.unwrap();
+        assert_eq!(answer.status().as_u16(), 503);
+        assert!(answer.text().await.unwrap().contains(r#"{"part":"indexer","reason":"starting"}"#));
+        health.well("indexer");
+        assert_eq!(reqwest::get(url("/readyz")).await.unwrap().status().as_u16(), 200);
+        health.ill("indexer", "no answer from the endpoint");
+        assert!(reqwest::get(url("/readyz")).await.unwrap().text().await.unwrap().contains("no answer"));
+        assert_eq!(reqwest::get(url("/livez")).await.unwrap().status().as_u16(), 200);
+        let metrics = reqwest::get(url("/metrics")).await.unwrap().text().await.unwrap();
+        assert!(metrics.contains("fabstir_ready 0"), "{metrics}");
+    }
+
+    #[test]
+    fn silence_is_a_problem() {
+        let health = Health::default();
+        health.expect("indexer", Duration::ZERO);
+        health.well("indexer");
+        std::thread::yield_now();
+        assert!(health.problems()[0].reason.starts_with("silent for"));
+    }
+}
