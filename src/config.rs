@@ -1,0 +1,414 @@
+//! The configuration: one TOML file, overridden by environment variables, refused by name where it is wrong.
+//!
+//! Never reads keys: it names the keystore and the file that holds its password. `config.example.toml` explains each entry.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::chain::Contracts;
+use crate::market::types::{Address, U256};
+use crate::p2p::Multiaddr;
+
+/// Everything a node is told.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Folder of the database, the content and the peer identity.
+    pub data_dir: PathBuf,
+    pub chain: ChainConfig,
+    pub contracts: Contracts,
+    #[serde(default)]
+    pub p2p: P2pConfig,
+    #[serde(default)]
+    pub http: HttpConfig,
+    /// Absent: the node indexes, keeps receipts and audits, but holds no key and claims nothing.
+    pub host: Option<HostConfig>,
+    #[serde(default)]
+    pub prover: ProverConfig,
+}
+
+/// Which chain and how to read it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainConfig {
+    pub id: u64,
+    pub rpc_url: String,
+    /// Only wakes the indexer earlier; polling stays the truth.
+    pub ws_url: Option<String>,
+    /// The block the contracts were deployed in: nothing of ours lies before it.
+    #[serde(default)]
+    pub start_block: u64,
+    #[serde(default = "default_poll_ms")]
+    pub poll_ms: u64,
+    /// The most blocks read in one step.
+    #[serde(default = "default_blocks_per_step")]
+    pub blocks_per_step: u64,
+}
+
+/// Where the node meets its peers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct P2pConfig {
+    pub listen: Vec<Multiaddr>,
+    pub bootstrap: Vec<Multiaddr>,
+    pub mdns: bool,
+}
+
+impl Default for P2pConfig {
+    fn default() -> Self {
+        let listen = ["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
+        let listen = listen.map(|address| address.parse().expect("a valid constant")).to_vec();
+        Self { listen, bootstrap: Vec::new(), mdns: true }
+    }
+}
+
+/// Where the operator's endpoints listen.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    pub listen: SocketAddr,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+/// What makes a node a host.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    pub keystore: PathBuf,
+    pub password_file: PathBuf,
+    pub models: Vec<ModelConfig>,
+    /// Net price of 1000 output tokens in the smallest unit, by payment token: `eth` or a contract's address.
+    #[serde(deserialize_with = "prices")]
+    pub price_per_1k: BTreeMap<Address, U256>,
+    /// Output tokens per second this host counts on when it looks at a deadline.
+    #[serde(default = "default_tokens_per_second")]
+    pub tokens_per_second: u32,
+    /// Seconds kept free before a deadline for proof and transactions.
+    #[serde(default = "default_margin_seconds")]
+    pub margin_seconds: u64,
+    /// Highest fee per gas ever offered, in wei.
+    #[serde(default = "default_fee_cap_max_wei")]
+    pub fee_cap_max_wei: u64,
+}
+
+/// One model to serve.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The GGUF file.
+    pub path: PathBuf,
+    /// Sequences computed at once.
+    #[serde(default = "default_slots")]
+    pub slots: usize,
+    /// Tokens of context of each slot: prompt and output of one job together.
+    #[serde(default = "default_context_tokens")]
+    pub context_tokens: u32,
+    /// CPU threads; 0 means one per core.
+    #[serde(default)]
+    pub threads: u32,
+    #[serde(default)]
+    pub gpu_layers: u32,
+    /// The most output tokens of one job.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: u32,
+}
+
+/// How proofs are made.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProverConfig {
+    /// A Python that has `ezkl`; relative to the file, or a command on the path.
+    pub python: PathBuf,
+    /// Folder for the circuit's keys, derived at first start; default: `prover` in `data_dir`.
+    pub dir: Option<PathBuf>,
+    /// Proofs made at once.
+    pub concurrency: usize,
+    /// A proof that takes longer is killed.
+    pub timeout_seconds: u64,
+}
+
+impl Default for ProverConfig {
+    fn default() -> Self {
+        Self { python: "python3".into(), dir: None, concurrency: 1, timeout_seconds: 600 }
+    }
+}
+
+fn default_poll_ms() -> u64 {
+    1000
+}
+fn default_blocks_per_step() -> u64 {
+    100
+}
+fn default_tokens_per_second() -> u32 {
+    10
+}
+fn default_margin_seconds() -> u64 {
+    30
+}
+fn default_fee_cap_max_wei() -> u64 {
+    100_000_000_000
+}
+fn default_slots() -> usize {
+    4
+}
+fn default_context_tokens() -> u32 {
+    4096
+}
+fn default_max_tokens() -> u32 {
+    1024
+}
+
+/// Environment variables and the entry each one overrides; the last column says how its text is read.
+const OVERRIDES: &[(&str, &[&str], Kind)] = &[
+    ("FABSTIR_DATA_DIR", &["data_dir"], Kind::Text),
+    ("CHAIN_ID", &["chain", "id"], Kind::Number),
+    ("RPC_URL", &["chain", "rpc_url"], Kind::Text),
+    ("WS_URL", &["chain", "ws_url"], Kind::Text),
+    ("START_BLOCK", &["chain", "start_block"], Kind::Number),
+    ("CONTRACT_GOVERNANCE_TOKEN", &["contracts", "governance_token"], Kind::Text),
+    ("CONTRACT_NODE_REGISTRY", &["contracts", "node_registry"], Kind::Text),
+    ("CONTRACT_PAYMENT_ESCROW", &["contracts", "payment_escrow"], Kind::Text),
+    ("CONTRACT_JOB_MARKETPLACE", &["contracts", "job_marketplace"], Kind::Text),
+    ("CONTRACT_PROOF_SYSTEM", &["contracts", "proof_system"], Kind::Text),
+    ("P2P_PORT", &["p2p", "listen"], Kind::P2pPort),
+    ("P2P_BOOTSTRAP", &["p2p", "bootstrap"], Kind::List),
+    ("P2P_MDNS", &["p2p", "mdns"], Kind::Flag),
+    ("API_PORT", &["http", "listen"], Kind::ApiPort),
+    ("MODEL_PATH", &["host", "models"], Kind::Model),
+    ("HOST_KEYSTORE", &["host", "keystore"], Kind::Text),
+    ("HOST_PASSWORD_FILE", &["host", "password_file"], Kind::Text),
+    ("FABSTIR_PYTHON", &["prover", "python"], Kind::Text),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Text,
+    Number,
+    Flag,
+    /// Comma-separated texts.
+    List,
+    /// A port for TCP and QUIC on every address.
+    P2pPort,
+    /// A port on every address.
+    ApiPort,
+    /// The first model's file.
+    Model,
+}
+
+impl Config {
+    /// Reads `file`, applies the environment, and checks every value that can be checked without a network.
+    ///
+    /// # Errors
+    /// If the file is missing or not TOML, an entry is unknown, missing or out of range: named with what was found.
+    pub fn load(file: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(file).with_context(|| {
+            format!("read configuration {} (config.example.toml is one to start from)", file.display())
+        })?;
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = std::path::absolute(folder)?;
+        Self::read(&text, &folder, &|name| std::env::var(name).ok())
+            .with_context(|| format!("configuration {}", file.display()))
+    }
+
+    fn read(text: &str, folder: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        let mut table: toml::Table = text.parse().context("not TOML")?;
+        for (name, path, kind) in OVERRIDES {
+            if let Some(value) = environment(name).filter(|value| !value.is_empty()) {
+                override_entry(&mut table, path, *kind, &value)
+                    .with_context(|| format!("environment variable {name}={value}"))?;
+            }
+        }
+        let mut config: Config = table.try_into()?;
+        config.resolve(folder);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Makes every path absolute, taken from the file's folder.
+    fn resolve(&mut self, folder: &Path) {
+        let absolute = |path: &mut PathBuf| *path = folder.join(&path);
+        absolute(&mut self.data_dir);
+        let data_dir = self.data_dir.clone();
+        absolute(self.prover.dir.get_or_insert(data_dir.join("prover")));
+        if self.prover.python.components().count() > 1 {
+            absolute(&mut self.prover.python);
+        }
+        if let Some(host) = &mut self.host {
+            absolute(&mut host.keystore);
+            absolute(&mut host.password_file);
+            host.models.iter_mut().for_each(|model| absolute(&mut model.path));
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let url: Result<reqwest::Url, _> = self.chain.rpc_url.parse();
+        ensure!(
+            url.is_ok_and(|url| matches!(url.scheme(), "http" | "https")),
+            "chain.rpc_url = {:?} is not an http:// or https:// URL",
+            self.chain.rpc_url
+        );
+        if let Some(url) = &self.chain.ws_url {
+            ensure!(
+                url.starts_with("ws://") || url.starts_with("wss://"),
+                "chain.ws_url = {url:?} is not a ws:// or wss:// URL"
+            );
+        }
+        within("chain.poll_ms", self.chain.poll_ms, 10, 60_000)?;
+        within("chain.blocks_per_step", self.chain.blocks_per_step, 1, 10_000)?;
+        within("prover.concurrency", self.prover.concurrency as u64, 1, 64)?;
+        within("prover.timeout_seconds", self.prover.timeout_seconds, 5, 86_400)?;
+        let Some(host) = &self.host else { return Ok(()) };
+        ensure!(!host.models.is_empty(), "host.models is empty: a host serves at least one model");
+        ensure!(!host.price_per_1k.is_empty(), "host.price_per_1k is empty: name a price for eth or a token's address");
+        within("host.tokens_per_second", host.tokens_per_second.into(), 1, 1_000_000)?;
+        for (index, model) in host.models.iter().enumerate() {
+            let at = |name: &str| format!("host.models[{index}].{name}");
+            within(&at("slots"), model.slots as u64, 1, crate::engine::SLOTS_MAX as u64)?;
+            within(&at("context_tokens"), model.context_tokens.into(), 64, 1 << 22)?;
+            within(&at("max_tokens"), model.max_tokens.into(), 1, model.context_tokens.into())?;
+            ensure!(model.path.is_file(), "{} = {} is not a file", at("path"), model.path.display());
+        }
+        Ok(())
+    }
+
+    /// Returns the database's path.
+    pub fn database(&self) -> PathBuf {
+        self.data_dir.join("node.sqlite")
+    }
+
+    /// Returns the folder of content-addressed bytes.
+    pub fn content(&self) -> PathBuf {
+        self.data_dir.join("content")
+    }
+}
+
+fn within(name: &str, value: u64, low: u64, high: u64) -> Result<()> {
+    ensure!((low..=high).contains(&value), "{name} = {value} is not between {low} and {high}");
+    Ok(())
+}
+
+fn override_entry(table: &mut toml::Table, path: &[&str], kind: Kind, text: &str) -> Result<()> {
+    use toml::Value;
+    let port = || text.parse::<u16>().context("not a port number (0 to 65535)");
+    let texts = |items: Vec<String>| Value::Array(items.into_iter().map(Value::String).collect());
+    let value = match kind {
+        Kind::Text => Value::String(text.into()),
+        Kind::Number => Value::Integer(text.parse().context("not a whole number")?),
+        Kind::Flag => Value::Boolean(text.parse().context("not true or false")?),
+        Kind::List => texts(text.split(',').map(|item| item.trim().into()).collect()),
+        Kind::P2pPort => {
+            let port = port()?;
+            texts(vec![format!("/ip4/0.0.0.0/tcp/{port}"), format!("/ip4/0.0.0.0/udp/{port}/quic-v1")])
+        }
+        Kind::ApiPort => Value::String(format!("0.0.0.0:{}", port()?)),
+        Kind::Model => {
+            let host = entry(table, "host")?;
+            let models = host.entry("models").or_insert_with(|| Value::Array(vec![Value::Table(toml::Table::new())]));
+            let first = models.as_array_mut().and_then(|models| models.first_mut()).and_then(Value::as_table_mut);
+            first.context("host.models is not a list of tables")?.insert("path".into(), Value::String(text.into()));
+            return Ok(());
+        }
+    };
+    let (last, folders) = path.split_last().expect("paths are not empty");
+    let mut at = table;
+    for folder in folders {
+        at = entry(at, folder)?;
+    }
+    at.insert((*last).into(), value);
+    Ok(())
+}
+
+fn entry<'a>(table: &'a mut toml::Table, name: &str) -> Result<&'a mut toml::Table> {
+    let value = table.entry(name).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    value.as_table_mut().with_context(|| format!("{name} is not a table"))
+}
+
+/// Amounts are decimal texts: they pass TOML's 64 bits.
+fn prices<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Address, U256>, D::Error> {
+    let named = BTreeMap::<String, String>::deserialize(deserializer)?;
+    let read = |(token, price): (String, String)| -> Result<(Address, U256)> {
+        let address = if token.eq_ignore_ascii_case("eth") {
+            Address::ZERO
+        } else {
+            token.parse().with_context(|| format!("price_per_1k.{token}: not \"eth\" or a token's address"))?
+        };
+        let Ok(price) = U256::from_str_radix(&price, 10) else {
+            bail!("price_per_1k.{token} = {price:?} is not a whole number in the token's smallest unit");
+        };
+        Ok((address, price))
+    };
+    named.into_iter().map(read).collect::<Result<_>>().map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        data_dir = "data"
+        [chain]
+        id = 31337
+        rpc_url = "http://127.0.0.1:8545"
+        [contracts]
+        governance_token = "0x0000000000000000000000000000000000000001"
+        node_registry = "0x0000000000000000000000000000000000000002"
+        payment_escrow = "0x0000000000000000000000000000000000000003"
+        job_marketplace = "0x0000000000000000000000000000000000000004"
+        proof_system = "0x0000000000000000000000000000000000000005"
+    "#;
+
+    fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config> {
+        let environment: BTreeMap<_, _> = environment.iter().copied().collect();
+        Config::read(text, Path::new("/etc/fabstir"), &|name| environment.get(name).map(|value| value.to_string()))
+    }
+
+    #[test]
+    fn paths_are_taken_from_the_files_folder() {
+        let config = read(MINIMAL, &[]).unwrap();
+        assert_eq!(config.database(), Path::new("/etc/fabstir/data/node.sqlite"));
+        assert_eq!(config.prover.dir.unwrap(), Path::new("/etc/fabstir/data/prover"));
+        assert_eq!(config.prover.python, Path::new("python3"));
+    }
+
+    #[test]
+    fn the_environment_wins() {
+        let set = [("CHAIN_ID", "84532"), ("P2P_PORT", "4500"), ("API_PORT", "0"), ("RPC_URL", "https://rpc.example")];
+        let config = read(MINIMAL, &set).unwrap();
+        assert_eq!(config.chain.id, 84532);
+        assert_eq!(config.chain.rpc_url, "https://rpc.example");
+        assert_eq!(config.p2p.listen[1].to_string(), "/ip4/0.0.0.0/udp/4500/quic-v1");
+        assert_eq!(config.http.listen.to_string(), "0.0.0.0:0");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let error = |text: &str, set: &[(&str, &str)]| format!("{:#}", read(text, set).unwrap_err());
+        assert!(error(&format!("colour = 1\n{MINIMAL}"), &[]).contains("colour"));
+        assert!(error(&MINIMAL.replace("rpc_url", "rpc_uri"), &[]).contains("rpc_uri"));
+        assert!(error(&MINIMAL.replace("http:", "ftp:"), &[]).contains("chain.rpc_url"));
+        assert!(error(MINIMAL, &[("CHAIN_ID", "base")]).contains("CHAIN_ID=base"));
+        assert!(error(MINIMAL, &[("P2P_PORT", "70000")]).contains("P2P_PORT=70000"));
+        assert!(error(&MINIMAL.replace("0000000005", "zz"), &[]).contains("proof_system"));
+        let host = "[host]\nkeystore='k'\npassword_file='p'\nmodels=[{path='none.gguf'}]\n";
+        let model = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='1'}}"), &[]);
+        assert!(model.contains("host.models[0].path"), "{model}");
+        let price = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='cheap'}}"), &[]);
+        assert!(price.contains("price_per_1k.eth = \"cheap\""), "{price}");
+    }
+
+    #[test]
+    fn the_example_is_valid_but_for_its_files() {
+        let text = include_str!("../config.example.toml");
+        let error = format!("{:#}", read(text, &[]).unwrap_err());
+        assert!(error.contains("host.models[0].path") && error.contains("is not a file"), "{error}");
+    }
+}

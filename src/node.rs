@@ -1,0 +1,384 @@
+//! One running node: builds the edges, checks that it may start, drives each task's pass, and stops in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::chain::{Chain, Signer, key};
+use crate::config::{Config, HostConfig};
+use crate::content::Content;
+use crate::devnet;
+use crate::engine::{self, Engine};
+use crate::http::{self, Health, Kind, Metrics, Server};
+use crate::market::policy::Policy;
+use crate::market::types::Address;
+use crate::p2p::{self, Inbound, P2p};
+use crate::prover::{self, Prover};
+use crate::store::Store;
+use crate::tasks::{
+    Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prove::Prove, scheduler::Scheduler,
+};
+use crate::tasks::{submitter::Submitter, worker::Worker};
+
+/// A part that reports less often than this is not ready.
+const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+/// A step of the model that takes longer means a stuck device.
+const STEP_AGE_MAX: Duration = Duration::from_secs(60);
+/// Token streams and receipts served at once; further ones wait.
+const CONVERSATIONS_MAX: usize = 256;
+
+/// A running node. Dropping it without [`Node::stop`] cuts its tasks off, which is safe: a restart resumes.
+pub struct Node {
+    pub store: Store,
+    pub chain: Chain,
+    pub p2p: P2p,
+    pub health: Health,
+    /// The host's account; `None` for a node without a key.
+    pub host: Option<Address>,
+    server: Server,
+    stopping: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+/// What a host has beside any node's edges.
+struct Host {
+    signer: Signer,
+    engines: Arc<Vec<Engine>>,
+    prover: Arc<Prover>,
+    policy: Policy,
+    slots: u32,
+    fee_cap_max: u128,
+}
+
+impl Node {
+    /// Starts a node: an observer, or a host where the configuration has one.
+    ///
+    /// # Errors
+    /// If anything a node needs is not so: endpoint, chain, contracts, key, stake, gas money, model, prover, ports. The
+    /// error says which and what would be right. Nothing was claimed.
+    pub async fn start(config: &Config) -> Result<Node> {
+        let chain = Chain::connect(&config.chain.rpc_url, config.chain.id, config.contracts).await?;
+        let host = match &config.host {
+            Some(host) => Some(Host::prepare(config, host, &chain).await?),
+            None => None,
+        };
+        let marketplace = config.contracts.job_marketplace;
+        let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
+        let content = Content::open(&config.content())?;
+        store.free_leases().await?;
+        let identity = p2p::identity::load_or_create(&config.data_dir.join("peer.key"))?;
+        let (p2p, inbound) = p2p::start(p2p::Config {
+            identity,
+            listen: config.p2p.listen.clone(),
+            bootstrap: config.p2p.bootstrap.clone(),
+            mdns: config.p2p.mdns,
+        })
+        .await?;
+        let (health, metrics) = (Health::default(), Metrics::new());
+        health.expect(indexer::PART, REPORT_AGE_MAX);
+        let server = http::serve(config.http.listen, health.clone(), metrics.clone()).await?;
+        let us = host.as_ref().map(|host| host.signer.address());
+        let (stopping, _) = watch::channel(false);
+        let mut node = Node { store, chain, p2p, health, host: us, server, stopping, tasks: JoinSet::new() };
+        node.spawn(config, content, metrics, host, inbound).await?;
+        Ok(node)
+    }
+
+    /// Returns where the operator's endpoints listen.
+    pub fn http_address(&self) -> std::net::SocketAddr {
+        self.server.address
+    }
+
+    /// Stops every task, then the peer, then the store. What was under way is taken up at the next start.
+    pub async fn stop(mut self) {
+        self.stopping.send_replace(true);
+        while self.tasks.join_next().await.is_some() {}
+        self.p2p.shutdown().await;
+        self.store.close().await;
+    }
+
+    /// Waits until a task ends, which none does by itself: returns only after a panic.
+    pub async fn failed(&mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if ended.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn spawn(
+        &mut self,
+        config: &Config,
+        content: Content,
+        metrics: Metrics,
+        host: Option<Host>,
+        inbound: mpsc::Receiver<Inbound>,
+    ) -> Result<()> {
+        let poll = Duration::from_millis(config.chain.poll_ms);
+        let (chain, store) = (self.chain.clone(), self.store.clone());
+        let indexer = Indexer {
+            chain: chain.clone(),
+            store: store.clone(),
+            health: self.health.clone(),
+            metrics: metrics.clone(),
+            start_block: config.chain.start_block,
+            blocks_per_step: config.chain.blocks_per_step,
+        };
+        let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
+        let never = || watch::channel(0).1;
+        self.drive(indexer, poll, heads.unwrap_or_else(never), &metrics);
+        let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
+        let Some(host) = host else {
+            self.tasks.spawn(converse(inbound, listener, None, metrics, self.p2p.clone(), self.stopping.subscribe()));
+            return Ok(());
+        };
+        self.watch_engines(&host);
+        let live = Live::default();
+        let us = host.signer.address();
+        let scheduler = Scheduler {
+            chain: chain.clone(),
+            store: store.clone(),
+            content: content.clone(),
+            health: self.health.clone(),
+            metrics: metrics.clone(),
+            policy: host.policy.clone(),
+            us,
+            slots: host.slots,
+            declined: Default::default(),
+        };
+        self.drive(scheduler, poll, store.changes(), &metrics);
+        for _ in 0..host.slots {
+            let worker = Worker {
+                store: store.clone(),
+                content: content.clone(),
+                engines: host.engines.clone(),
+                live: live.clone(),
+                metrics: metrics.clone(),
+                us,
+            };
+            self.drive(worker, poll, store.changes(), &metrics);
+        }
+        for _ in 0..config.prover.concurrency {
+            let prove = Prove {
+                chain: chain.clone(),
+                store: store.clone(),
+                content: content.clone(),
+                prover: host.prover.clone(),
+                metrics: metrics.clone(),
+                us,
+            };
+            self.drive(prove, poll, store.changes(), &metrics);
+        }
+        let submitter = Submitter {
+            chain: chain.clone(),
+            store: store.clone(),
+            content: content.clone(),
+            metrics: metrics.clone(),
+            signer: host.signer.clone(),
+            fee_cap_max: host.fee_cap_max,
+            sent: Default::default(),
+            refused: Default::default(),
+        };
+        self.drive(submitter, poll, store.changes(), &metrics);
+        let announcer = gossip::Announcer {
+            chain: chain.clone(),
+            store: store.clone(),
+            p2p: self.p2p.clone(),
+            signer: host.signer.clone(),
+        };
+        self.drive(announcer, poll, store.changes(), &metrics);
+        for engine in host.engines.iter() {
+            self.p2p.provide(&engine.model().id).await?;
+        }
+        let desk = Desk {
+            chain,
+            store,
+            content,
+            engines: host.engines,
+            policy: host.policy,
+            live,
+            p2p: self.p2p.clone(),
+            signer: host.signer,
+        };
+        self.tasks.spawn(converse(inbound, listener, Some(desk), metrics, self.p2p.clone(), self.stopping.subscribe()));
+        Ok(())
+    }
+
+    /// Runs a task's passes until the node stops: again at once after work, else when woken or after `poll`.
+    fn drive<T: Task>(&mut self, mut task: T, poll: Duration, mut wake: watch::Receiver<u64>, metrics: &Metrics) {
+        let mut stopping = self.stopping.subscribe();
+        let failures = metrics.failures.get_or_create_owned(&Kind::of(T::NAME));
+        self.tasks.spawn(async move {
+            let run = async {
+                loop {
+                    wake.borrow_and_update();
+                    match task.pass().await {
+                        Ok(Pass::Again) => continue,
+                        Ok(Pass::Idle) => {}
+                        Err(error) => {
+                            failures.inc();
+                            tracing::warn!(task = T::NAME, error = format!("{error:#}"), "a pass failed: trying again");
+                            tokio::time::sleep(poll).await;
+                        }
+                    }
+                    tokio::select! {
+                        changed = wake.changed() => if changed.is_err() { tokio::time::sleep(poll).await },
+                        _ = tokio::time::sleep(poll) => {}
+                    }
+                }
+            };
+            tokio::select! {
+                () = run => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        });
+    }
+
+    /// Reports each engine's compute thread to health.
+    fn watch_engines(&mut self, host: &Host) {
+        const PART: &str = "engine";
+        self.health.expect(PART, REPORT_AGE_MAX);
+        let (health, engines, mut stopping) = (self.health.clone(), host.engines.clone(), self.stopping.subscribe());
+        self.tasks.spawn(async move {
+            let watch = async {
+                loop {
+                    let stuck = engines.iter().find(|engine| {
+                        let stats = engine.stats();
+                        !stats.alive || stats.step_age.is_some_and(|age| age > STEP_AGE_MAX)
+                    });
+                    match stuck {
+                        None => health.well(PART),
+                        Some(engine) => health.ill(PART, format!("model {} is stuck or gone", engine.model().name)),
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::select! {
+                () = watch => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        });
+    }
+}
+
+/// Serves peers: each request, stream and receipt in a task of its own, a bounded number at once.
+async fn converse(
+    mut inbound: mpsc::Receiver<Inbound>,
+    listener: gossip::Listener,
+    desk: Option<Desk>,
+    metrics: Metrics,
+    p2p: P2p,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut conversations: JoinSet<Result<()>> = JoinSet::new();
+    loop {
+        let event = tokio::select! {
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+            Some(ended) = conversations.join_next() => {
+                if let Ok(Err(error)) = ended {
+                    tracing::debug!(error = format!("{error:#}"), "a conversation with a peer broke off");
+                }
+                continue;
+            }
+            event = inbound.recv(), if conversations.len() < CONVERSATIONS_MAX => event,
+        };
+        metrics.peers.set(p2p.connected_peers().len() as i64);
+        match event {
+            None => return,
+            Some(Inbound::Receipt { from, bytes, verdict }) => {
+                let listener = listener.clone();
+                conversations.spawn(async move { listener.hear(from, bytes, verdict).await });
+            }
+            Some(Inbound::Request { request, reply, .. }) => match &desk {
+                None => {
+                    reply.send(crate::market::offer::Response::Refused { reason: "this node is not a host".into() })
+                }
+                Some(desk) => {
+                    let desk = desk.clone();
+                    conversations.spawn_blocking(move || {
+                        reply.send(desk.answer(request));
+                        Ok(())
+                    });
+                }
+            },
+            Some(Inbound::Tokens { init, writer, .. }) => {
+                let Some(desk) = desk.clone() else { continue };
+                conversations.spawn(async move { desk.stream(init, writer).await });
+            }
+        }
+    }
+}
+
+impl Host {
+    async fn prepare(config: &Config, host: &HostConfig, chain: &Chain) -> Result<Host> {
+        let signer = key::open(&host.keystore, &host.password_file)?;
+        let us = signer.address();
+        let registry = chain.contracts().node_registry;
+        ensure!(
+            chain.is_active(us).await?,
+            "host {us} is not registered at {registry} with its stake whole: run `fabstir register`"
+        );
+        let funds = chain.balance(Address::ZERO, us).await?;
+        ensure!(!funds.is_zero(), "host {us} has no ETH on chain {} to pay for gas: fund it", chain.id());
+        let prover = prover(config);
+        let manifest = prover.manifest();
+        ensure!(
+            !manifest.test_only || chain.id() == devnet::CHAIN_ID,
+            "circuit {} is for tests only: whoever made its SRS can forge proofs, so it serves no chain but {}",
+            manifest.circuit,
+            devnet::CHAIN_ID
+        );
+        prover.ensure_keys().await?;
+        let circuit = manifest.circuit_id();
+        let (_, active) = chain.circuit(circuit).await?;
+        ensure!(active, "circuit {} ({circuit}) is not active in the proof system on chain", manifest.circuit);
+        let candidates = manifest.candidates as usize;
+        let mut engines = Vec::new();
+        for model in &host.models {
+            let threads = match model.threads {
+                0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+                threads => threads,
+            };
+            let config = engine::Config {
+                path: model.path.clone(),
+                slots: model.slots,
+                context_tokens: model.context_tokens,
+                threads,
+                gpu_layers: model.gpu_layers,
+                candidates,
+                queue_max: model.slots,
+            };
+            let engine = tokio::task::spawn_blocking(move || Engine::load(config)).await.context("load a model")??;
+            tracing::info!(model = %engine.model().id, name = engine.model().name, "loaded model");
+            engines.push(engine);
+        }
+        let policy = Policy {
+            models: engines
+                .iter()
+                .zip(&host.models)
+                .map(|(engine, model)| (engine.model().id, model.max_tokens))
+                .collect(),
+            price_per_1k: host.price_per_1k.clone(),
+            fee_bps: chain.fee_bps().await?,
+            tokens_per_second: host.tokens_per_second,
+            margin_seconds: host.margin_seconds,
+            proves: true,
+        };
+        let slots = host.models.iter().map(|model| model.slots as u32).sum();
+        let (engines, prover) = (Arc::new(engines), Arc::new(prover));
+        Ok(Host { signer, engines, prover, policy, slots, fee_cap_max: host.fee_cap_max_wei.into() })
+    }
+}
+
+/// Returns the prover of a configuration; nothing is started or derived yet.
+pub fn prover(config: &Config) -> Prover {
+    Prover::new(prover::Config {
+        python: config.prover.python.clone(),
+        dir: config.prover.dir.clone().unwrap_or_else(|| config.data_dir.join("prover")),
+        concurrency: config.prover.concurrency,
+        timeout: Duration::from_secs(config.prover.timeout_seconds),
+    })
+}
