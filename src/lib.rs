@@ -1,5 +1,6 @@
 //! `fabstir`: the on-chain-first host node of the Fabstir LLM marketplace.
 
+pub mod audit;
 pub mod chain;
 pub mod config;
 pub mod content;
@@ -10,5 +11,6 @@ pub mod market;
 pub mod node;
 pub mod p2p;
 pub mod prover;
+pub mod renter;
 pub mod store;
 pub mod tasks;
