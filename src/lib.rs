@@ -1,7 +1,54 @@
 //! `fabstir`: the on-chain-first host node of the Fabstir LLM marketplace.
+//!
+//! Renters post jobs on chain and lock money for them; hosts claim jobs, run the model, prove the decode step and are
+//! paid. This program is a host's node, a renter's client and an auditor's replay, in one crate and one binary.
+//!
+//! # The idea
+//!
+//! *Facts* (canonical contract events, and things this node finished) are appended to one SQLite file. A *job* is the
+//! fold of its facts ([`market::job::Job::fold`]). What we owe a job is a pure function of it
+//! ([`market::job::Job::next`]). Each task repeats one *pass*: find a duty of my kind, lease it, do it, record the fact.
+//! Tasks are woken by "the store changed", never handed data: restart, reorg, retry and audit are one code path.
+//!
+//! # One job, there and back
+//!
+//! | # | who | what | durable after it |
+//! |---|---|---|---|
+//! | 1 | [`renter`] | finds the host, delivers the prompt, posts; the escrow holds the money | the chain |
+//! | 2 | [`tasks::indexer`] | reads blocks and logs, each block linked to the one before | – |
+//! | 3 | [`store`] | one transaction: logs, the jobs they touch, the cursor | logs, job, cursor |
+//! | 4 | [`tasks::scheduler`] | [`market::policy`] judges; one transaction: `Chosen`, slot, claim intent | fact, slot, intent |
+//! | 5 | [`tasks::submitter`] | nonce, sign, **commit the bytes, then** send; again until mined in a canonical block | attempt |
+//! | 6 | [`tasks::indexer`] | `JobClaimed` by us: only this makes the job ours | fact |
+//! | 7 | [`tasks::worker`] | runs the model ([`engine`]); tokens stream meanwhile ([`tasks::desk`]) | transcript, `Inferred` |
+//! | 8 | [`tasks::submitter`] | commits the root of all token records; the *next* block's hash draws positions | `ResultCommitted` |
+//! | 9 | [`tasks::prove`] | proves the drawn positions ([`prover`]), verifies locally | proof, `Proved` |
+//! | 10 | [`tasks::submitter`] | hands in result and proof; the contract verifies | `JobCompleted` |
+//! | 11 | [`tasks::gossip`] | publishes the signed receipt; others check it against the chain and keep it | `Announced` |
+//! | 12 | [`tasks::submitter`] | after the challenge window asks for the payment | `PaymentReleased` |
+//!
+//! # Layers
+//!
+//! Arrows point down; `tests/it/architecture.rs` fails when one points up or a heavy dependency gets a second owner.
+//!
+//! | layer | rooms | may use |
+//! |---|---|---|
+//! | 0 | [`market`]: meaning, pure | – |
+//! | 1 | [`chain`] (alloy), [`store`] (sqlx), [`content`], [`engine`] (llama.cpp), [`prover`] (EZKL), [`p2p`] (libp2p), [`http`] (axum) | 0, not each other |
+//! | 2 | [`tasks`], [`renter`], [`mod@audit`], [`devnet`] | 0–1; tasks not each other |
+//! | 3 | [`config`], [`node`], [`cli`] | all |
+//!
+//! # What holds
+//!
+//! - Only a canonical `JobClaimed` makes a job ours, and it always does, whatever our bookkeeping believed.
+//! - No inference before the claim is canonical; no transaction mentions what is not on disk.
+//! - A signed transaction keeps its nonce; the same bytes go out again until a receipt stands in a canonical block.
+//! - Logs, jobs and cursor change in one database transaction; an orphaned log stays as the auditor's trail.
+//! - Nothing a peer, a chain, a file or a user sends causes a panic.
 
 pub mod audit;
 pub mod chain;
+pub mod cli;
 pub mod config;
 pub mod content;
 pub mod devnet;

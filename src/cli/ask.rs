@@ -1,0 +1,165 @@
+//! `fabstir post` and `fabstir refund`: a renter's side.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use super::{Fault, Global, configuration, print_json, run};
+use crate::chain::call::Order;
+use crate::chain::key;
+use crate::market::job::{Job, State};
+use crate::market::types::{Address, JobId, ModelId, U256};
+use crate::p2p::{self, Keypair};
+use crate::renter::{Answer, Offer, Renter, is_final};
+
+/// The renter's key.
+#[derive(Debug, clap::Args)]
+struct RenterKey {
+    /// The renter's encrypted key.
+    #[arg(long, env = "RENTER_KEYSTORE", value_name = "FILE")]
+    keystore: std::path::PathBuf,
+    /// A file only you may read with its password on the first line.
+    #[arg(long, env = "RENTER_PASSWORD_FILE", value_name = "FILE")]
+    password_file: std::path::PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PostArguments {
+    #[command(flatten)]
+    key: RenterKey,
+    /// The model: `sha256:` and the digest of its GGUF file.
+    #[arg(long)]
+    model: ModelId,
+    /// What to ask.
+    prompt: String,
+    /// The most output tokens to pay for.
+    #[arg(long, default_value_t = 128)]
+    max_tokens: u32,
+    /// Sampling temperature in thousandths; 0 always picks the likeliest token.
+    #[arg(long, default_value_t = 0)]
+    temperature_milli: u32,
+    /// Seed of the sampler.
+    #[arg(long, default_value_t = 1)]
+    seed: u32,
+    /// Payment token: `eth` or a contract's address.
+    #[arg(long, default_value = "eth", value_parser = token)]
+    token: Address,
+    /// The most to pay, in the token's smallest unit; the quoted price is what is locked.
+    #[arg(long, value_name = "AMOUNT")]
+    pay_max: Option<U256>,
+    /// Seconds until the job expires and the money can be taken back.
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
+    /// Seconds to look for hosts.
+    #[arg(long, default_value_t = 20)]
+    search_seconds: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RefundArguments {
+    #[command(flatten)]
+    key: RenterKey,
+    /// The job's number.
+    job: u64,
+}
+
+fn token(text: &str) -> Result<Address, String> {
+    if text.eq_ignore_ascii_case("eth") {
+        return Ok(Address::ZERO);
+    }
+    text.parse().map_err(|_| format!("{text:?} is neither \"eth\" nor an address"))
+}
+
+async fn renter(global: &Global, files: &RenterKey) -> Result<Renter> {
+    let config = configuration(global)?;
+    let signer = key::open(&files.keystore, &files.password_file).map_err(|error| Fault::Usage.of(error))?;
+    let chain = run::connect(&config).await?;
+    // A renter needs no lasting identity among peers: its account is what hosts check.
+    let listen = vec!["/ip4/0.0.0.0/tcp/0".parse()?, "/ip4/0.0.0.0/udp/0/quic-v1".parse()?];
+    let peer = p2p::Config {
+        identity: Keypair::generate_ed25519(),
+        listen,
+        bootstrap: config.p2p.bootstrap.clone(),
+        mdns: config.p2p.mdns,
+    };
+    let (p2p, _) = p2p::start(peer).await?;
+    Ok(Renter { chain, p2p, signer })
+}
+
+/// Runs `fabstir post`.
+pub async fn post(global: &Global, arguments: &PostArguments) -> Result<()> {
+    let renter = renter(global, &arguments.key).await?;
+    let search = Duration::from_secs(arguments.search_seconds);
+    let say = |line: &str| eprintln!("{line}");
+    say("looking for hosts ...");
+    let offers =
+        renter.discover(arguments.model, &arguments.prompt, arguments.max_tokens, arguments.token, search).await?;
+    let Some(offer) = offers.first() else {
+        bail!("no active host serves {} for token {}: is p2p.bootstrap set?", arguments.model, arguments.token);
+    };
+    let price = offer.quote.price;
+    if let Some(max) = arguments.pay_max {
+        ensure!(price <= max, "the cheapest of {} offers costs {price}, more than --pay-max {max}", offers.len());
+    }
+    say(&format!("host {} asks {price} ({} offers)", offer.capabilities.host, offers.len()));
+    let order = Order {
+        model: arguments.model,
+        input: renter.deliver(offer, &arguments.prompt).await?,
+        max_tokens: arguments.max_tokens,
+        temperature_milli: arguments.temperature_milli,
+        seed: arguments.seed,
+        requires_proof: offer.quote.proof,
+        seconds: arguments.seconds,
+        token: arguments.token,
+        payment: price,
+    };
+    let (answer, job) = buy(&renter, offer, &order, global.json).await?;
+    renter.p2p.shutdown().await;
+    if global.json {
+        return print_json(&json!({
+            "job": job.id, "state": job.state.name(), "text": answer.text, "tokens": answer.tokens.len(),
+            "paid": job.terms.payment.to_string(), "token": job.terms.token, "receipt": answer.receipt,
+        }));
+    }
+    println!();
+    say(&format!("job {}: {}, receipt and chain agree", job.id, job.state.name()));
+    Ok(())
+}
+
+/// Posts, streams to standard output (unless `quiet`), verifies, and waits for the job's end.
+async fn buy(renter: &Renter, offer: &Offer, order: &Order, quiet: bool) -> Result<(Answer, Job)> {
+    let posted = renter.post(order).await?;
+    eprintln!("posted job {} in block {}", posted.job, posted.mined.block.number);
+    let patience = Duration::from_secs(order.seconds);
+    let show = |text: &str| {
+        if !quiet {
+            print!("{text}");
+            let _ = std::io::stdout().flush();
+        }
+    };
+    let answer = renter.stream(offer, posted.job, patience, show).await.with_context(|| {
+        format!(
+            "job {}: the money can be taken back after the deadline with `fabstir refund {}`",
+            posted.job, posted.job
+        )
+    })?;
+    let job = renter.until(posted.job, posted.mined.block.number, patience, is_final).await?;
+    if let State::Refunded { amount, .. } = job.state {
+        bail!("job {} missed its deadline: {amount} was refunded", job.id);
+    }
+    renter.verify(&answer, &job)?;
+    Ok((answer, job))
+}
+
+/// Runs `fabstir refund`.
+pub async fn refund(global: &Global, arguments: &RefundArguments) -> Result<()> {
+    let renter = renter(global, &arguments.key).await?;
+    let amount = renter.refund(JobId(arguments.job)).await?;
+    if global.json {
+        return print_json(&json!({ "job": arguments.job, "refunded": amount.to_string() }));
+    }
+    println!("job {}: {amount} refunded", arguments.job);
+    Ok(())
+}

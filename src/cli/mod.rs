@@ -1,0 +1,203 @@
+//! The command line: one file per command. Commands print; they never decide.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 the chain's endpoint, 4 an audit found a divergence.
+
+mod ask;
+mod check;
+mod demo;
+mod history;
+mod keys;
+mod run;
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Error, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+
+/// The on-chain-first host node of the Fabstir LLM marketplace.
+#[derive(Debug, Parser)]
+#[command(name = "fabstir", version, about, max_term_width = 110)]
+#[command(after_help = "Start with `fabstir demo`, which shows one job from post to payment on a local chain.\n\
+    As a host: `fabstir key new`, fund the account, `fabstir register`, `fabstir doctor`, `fabstir run`.\n\
+    As an auditor: `fabstir index --once`, `fabstir audit`.\n\
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 endpoint, 4 divergence.")]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Global {
+    /// The configuration file.
+    #[arg(long, short, global = true, env = "FABSTIR_CONFIG", default_value = "fabstir.toml", value_name = "FILE")]
+    config: PathBuf,
+    /// Print one JSON value instead of text for people.
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to log, to standard error: a level, or filters as of the `tracing` crate.
+    #[arg(long, global = true, env = "FABSTIR_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// Log as JSON lines.
+    #[arg(long, global = true)]
+    log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node: a host where the configuration has [host], else an observer.
+    Run,
+    /// Follow the chain into the database and do nothing else.
+    Index(run::IndexArguments),
+    /// List jobs, newest first.
+    Jobs(history::JobsArguments),
+    /// Show what happened to one job: events, our work, our transactions.
+    Job(history::JobArguments),
+    /// List the receipts that peers published.
+    Receipts,
+    /// Read the chain again and compare it with the database. Exit code 4 where they differ.
+    Audit(check::AuditArguments),
+    /// Find a host, post a job, stream its answer and check what was signed.
+    Post(ask::PostArguments),
+    /// Take the money of an expired job back to its renter.
+    Refund(ask::RefundArguments),
+    /// Stake FAB and register the configured account as a host.
+    Register(run::RegisterArguments),
+    /// Check the configuration.
+    #[command(subcommand)]
+    Config(check::ConfigCommand),
+    /// Check everything a node needs: configuration, endpoint, contracts, key, stake, gas, model, prover.
+    Doctor,
+    /// Make and read encrypted keys.
+    #[command(subcommand)]
+    Key(keys::KeyCommand),
+    /// The prover's circuit.
+    #[command(subcommand)]
+    Prover(check::ProverCommand),
+    /// Show one job from post to payment on a local chain: two nodes, three jobs, real proofs.
+    Demo(demo::DemoArguments),
+    /// Print a shell's completions.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// What kind of failure it was, for the exit code; attached as context where it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Usage,
+    Endpoint,
+    Divergence,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::Usage => "usage or configuration",
+            Fault::Endpoint => "the chain's endpoint",
+            Fault::Divergence => "the database and the chain differ",
+        })
+    }
+}
+
+impl Fault {
+    fn code(self) -> u8 {
+        match self {
+            Fault::Usage => 2,
+            Fault::Endpoint => 3,
+            Fault::Divergence => 4,
+        }
+    }
+
+    /// Marks an error as of this kind.
+    pub fn of(self, error: Error) -> Error {
+        error.context(self)
+    }
+}
+
+/// Runs the command line of this process and returns its exit code.
+pub async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(&arguments);
+    match dispatch(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let fault = error.downcast_ref::<Fault>().copied();
+            // The kind is for the code alone: the causes say it better.
+            let causes: Vec<String> = error
+                .chain()
+                .map(ToString::to_string)
+                .filter(|text| fault.is_none_or(|fault| *text != fault.to_string()))
+                .collect();
+            eprintln!("fabstir: {}", causes.join(": "));
+            ExitCode::from(fault.map_or(1, Fault::code))
+        }
+    }
+}
+
+async fn dispatch(arguments: Arguments) -> Result<()> {
+    let global = &arguments.global;
+    match arguments.command {
+        Command::Run => run::run(global).await,
+        Command::Index(arguments) => run::index(global, &arguments).await,
+        Command::Jobs(arguments) => history::jobs(global, &arguments).await,
+        Command::Job(arguments) => history::job(global, &arguments).await,
+        Command::Receipts => history::receipts(global).await,
+        Command::Audit(arguments) => check::audit(global, &arguments).await,
+        Command::Post(arguments) => ask::post(global, &arguments).await,
+        Command::Refund(arguments) => ask::refund(global, &arguments).await,
+        Command::Register(arguments) => run::register(global, &arguments).await,
+        Command::Config(command) => check::config(global, &command),
+        Command::Doctor => check::doctor(global).await,
+        Command::Key(command) => keys::key(global, &command),
+        Command::Prover(command) => check::prover(global, &command).await,
+        Command::Demo(arguments) => demo::demo(global, &arguments).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "fabstir", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn start_logging(arguments: &Arguments) {
+    let usual = match arguments.command {
+        Command::Run | Command::Index(_) => "info",
+        _ => "warn",
+    };
+    let filter = arguments.global.log.clone().unwrap_or_else(|| usual.into());
+    // llama.cpp and the peer library speak at info of things no operator acts on.
+    let filter =
+        EnvFilter::new(format!("{filter},{}=error,libp2p=error,netlink_proto=error", crate::engine::LOG_TARGET));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    if arguments.global.log_json {
+        builder.json().init();
+    } else {
+        builder.with_target(false).init();
+    }
+}
+
+/// Reads the configuration; its errors are the user's.
+fn configuration(global: &Global) -> Result<Config> {
+    Config::load(&global.config).map_err(|error| Fault::Usage.of(error))
+}
+
+/// Prints a value as JSON on standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Returns an amount with its decimals, without trailing zeros: 18 for ETH and FAB, 6 for USD.
+fn decimal(amount: crate::market::types::U256, decimals: u8) -> String {
+    let text = alloy::primitives::utils::format_units(amount, decimals).unwrap_or_else(|_| amount.to_string());
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}

@@ -1,0 +1,173 @@
+//! `fabstir run`, `fabstir index` and `fabstir register`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Fault, Global, configuration, print_json};
+use crate::chain::{Chain, call, key};
+use crate::config::Config;
+use crate::http::{Health, Metrics};
+use crate::market::types::Address;
+use crate::node::Node;
+use crate::store::Store;
+use crate::tasks::indexer::Indexer;
+use crate::tasks::{Pass, Task};
+
+/// How long a transaction of a command may take to be mined.
+const MINED_WITHIN: Duration = Duration::from_secs(120);
+
+#[derive(Debug, clap::Args)]
+pub struct IndexArguments {
+    /// Stop at the head of the chain instead of following it.
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RegisterArguments {
+    /// JSON metadata to publish on chain; made from the configuration when left out.
+    #[arg(long, value_name = "JSON")]
+    metadata: Option<String>,
+}
+
+/// Runs the node until it is told to stop (SIGINT, SIGTERM) or a task breaks down.
+pub async fn run(global: &Global) -> Result<()> {
+    let config = configuration(global)?;
+    connect(&config).await?;
+    let mut node = Node::start(&config).await?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let role = node.host.map_or("observer".into(), |host| format!("host {host}"));
+    let addresses: Vec<String> = node.p2p.listen_addresses().iter().map(ToString::to_string).collect();
+    tracing::info!(role, http = %node.http_address(), peers = addresses.join(" "), "node started");
+    // For other programs of this machine: where the node is, once it is there.
+    let whereabouts =
+        json!({ "http": node.http_address(), "p2p": addresses, "host": node.host, "pid": std::process::id() });
+    let file = config.data_dir.join("node.json");
+    std::fs::write(&file, whereabouts.to_string()).with_context(|| format!("write {}", file.display()))?;
+    let failed = tokio::select! {
+        _ = interrupt.recv() => false,
+        _ = terminate.recv() => false,
+        () = node.failed() => true,
+    };
+    tracing::info!("stopping: what is under way is taken up at the next start");
+    let _ = std::fs::remove_file(&file);
+    node.stop().await;
+    if failed {
+        bail!("a task broke down: see the log");
+    }
+    Ok(())
+}
+
+/// Connects and checks the endpoint; its failures have an exit code of their own.
+pub async fn connect(config: &Config) -> Result<Chain> {
+    let chain = Chain::unchecked(&config.chain.rpc_url, config.chain.id, config.contracts)?;
+    if let Err(error) = chain.head().await {
+        return Err(Fault::Endpoint.of(error.context(format!("the endpoint {} does not answer", config.chain.rpc_url))));
+    }
+    chain.check().await.map_err(|error| Fault::Usage.of(error))?;
+    Ok(chain)
+}
+
+/// Follows the chain into the database and does nothing else.
+pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
+    let config = configuration(global)?;
+    let chain = connect(&config).await?;
+    let marketplace = config.contracts.job_marketplace;
+    let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
+    let mut indexer = Indexer {
+        chain: chain.clone(),
+        store: store.clone(),
+        health: Health::default(),
+        metrics: Metrics::new(),
+        start_block: config.chain.start_block,
+        blocks_per_step: config.chain.blocks_per_step,
+    };
+    let bar = progress("blocks");
+    let follow = async {
+        loop {
+            let passed = indexer.pass().await;
+            let at = store.cursor().await?.map_or(0, |cursor| cursor.number);
+            bar.set_length(indexer.metrics.head_block.get() as u64);
+            bar.set_position(at);
+            match passed {
+                Ok(Pass::Again) => continue,
+                Ok(Pass::Idle) if arguments.once => return anyhow::Ok(()),
+                Ok(Pass::Idle) => {}
+                Err(error) if arguments.once => return Err(Fault::Endpoint.of(error)),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "trying again"),
+            }
+            tokio::time::sleep(Duration::from_millis(config.chain.poll_ms)).await;
+        }
+    };
+    tokio::select! {
+        followed = follow => followed?,
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    bar.finish_and_clear();
+    let (head, events) = store.journal_head().await?;
+    let cursor = store.cursor().await?;
+    store.close().await;
+    let block = cursor.map(|cursor| cursor.number);
+    if global.json {
+        return print_json(&json!({ "block": block, "events": events, "journal_head": head }));
+    }
+    println!("{events} events up to block {}, journal head {head}", block.unwrap_or(0));
+    Ok(())
+}
+
+/// Returns a progress bar on a terminal, and nothing elsewhere.
+pub fn progress(what: &'static str) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} {per_sec} eta {eta}").expect("a valid constant");
+    ProgressBar::new(0).with_style(style).with_message(what)
+}
+
+/// Allows the registry to take the stake and registers the configured account.
+pub async fn register(global: &Global, arguments: &RegisterArguments) -> Result<()> {
+    let config = configuration(global)?;
+    let Some(host) = &config.host else {
+        bail!(Fault::Usage.of(anyhow::anyhow!("{} has no [host] section", global.config.display())));
+    };
+    let chain = connect(&config).await?;
+    let signer = key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?;
+    let us = signer.address();
+    if chain.is_active(us).await? {
+        bail!("{us} is registered already");
+    }
+    let contracts = *chain.contracts();
+    let stake = chain.stake_min().await?;
+    let (fab, gas) = (chain.balance(contracts.governance_token, us).await?, chain.balance(Address::ZERO, us).await?);
+    if fab < stake || gas.is_zero() {
+        bail!(
+            "{us} has {} FAB and {} ETH, needs {} FAB and some ETH for gas",
+            super::decimal(fab, 18),
+            super::decimal(gas, 18),
+            super::decimal(stake, 18)
+        );
+    }
+    let metadata = match &arguments.metadata {
+        Some(metadata) => {
+            serde_json::from_str::<serde_json::Value>(metadata)
+                .context("--metadata is not JSON")
+                .map_err(|error| Fault::Usage.of(error))?;
+            metadata.clone()
+        }
+        None => {
+            let identity = crate::p2p::identity::load_or_create(&config.data_dir.join("peer.key"))?;
+            json!({ "peer": identity.public().to_peer_id().to_string() }).to_string()
+        }
+    };
+    let approve = call::approve(contracts.governance_token, contracts.node_registry, stake);
+    chain.transact(&signer, &approve, MINED_WITHIN).await.context("allow the stake")?;
+    let mined = chain.transact(&signer, &contracts.register(metadata), MINED_WITHIN).await.context("register")?;
+    if global.json {
+        return print_json(&json!({ "host": us, "stake": stake.to_string(), "tx": mined.hash }));
+    }
+    println!("registered {us} with {} FAB in block {}", super::decimal(stake, 18), mined.block.number);
+    Ok(())
+}

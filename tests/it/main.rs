@@ -1,0 +1,17 @@
+//! Scenarios on real parts, each file named as a sentence. One binary: every further one would link everything again.
+
+mod a_node_that_cannot_work_refuses_to_start;
+mod architecture;
+mod audit_finds_a_tampered_row;
+mod claim_lost_to_a_rival;
+mod container;
+mod deadline_passes_while_proving;
+mod each_wrong_proof_is_refused_on_chain;
+mod forged_receipt_is_dropped_and_not_forwarded;
+mod happy_path_in_eth_and_in_a_token;
+mod reorg_takes_the_claim_away_and_gives_it_back;
+mod restart_between_inference_and_proof;
+mod restart_between_sign_and_send;
+mod rpc_gone_for_a_minute;
+mod the_program_keeps_its_promises;
+mod world;
