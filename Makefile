@@ -1,0 +1,78 @@
+# The project's commands. `make demo` shows a job from post to payment; `make test` runs every test.
+# Options: ARGS for the demo, FABSTIR_CACHE for where builds and downloads are kept between checkouts.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+# Cargo uses every core by itself, and waits for its own lock.
+.NOTPARALLEL:
+
+cache := $(or $(FABSTIR_CACHE),$(XDG_CACHE_HOME),$(HOME)/.cache)/fabstir
+# A machine that builds fresh checkouts keeps what cargo built of the dependencies.
+ifeq ($(CI),true)
+export CARGO_TARGET_DIR ?= $(cache)/target
+else
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+endif
+export FABSTIR_PYTHON ?= $(CURDIR)/.fabstir/venv/bin/python
+# llama.cpp's C++ is most of a first build.
+ifneq ($(shell command -v ccache),)
+export CMAKE_C_COMPILER_LAUNCHER := ccache
+export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+endif
+
+deny_version := 0.20.2
+deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
+
+.PHONY: help demo test setup check fmt lint doc deny advisories contracts-test abi clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: setup ## one job from post to payment on a local chain; ARGS="--keep --json" goes to the demo
+	@cargo run --quiet -- demo $(ARGS)
+
+test: setup contracts-test ## every test: contracts, library, scenarios, containers (where an engine can be started)
+	@tools/engine.sh run cargo test --lib --test it
+
+setup: ## install and build what the other commands need; says what is missing
+	@tools/setup.sh
+
+check: setup fmt lint doc deny abi-check ## what must hold before the tests run
+
+fmt: setup ## the formatting of Rust and Solidity
+	cargo fmt --check
+	npm --prefix contracts run --silent fmt:check
+
+lint: setup ## clippy, warnings are errors
+	@cargo clippy --all-targets --quiet -- -D warnings
+
+doc: setup ## the documentation's links and examples
+	@RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --quiet
+
+deny: $(deny) ## licences, duplicate and unwanted crates, sources
+	@$< check bans licenses sources
+
+advisories: $(deny) ## known vulnerabilities; fetches the advisory database
+	@$< check advisories
+
+contracts-test: setup ## the contracts' unit, fuzz and invariant tests
+	npm --prefix contracts test --silent
+
+abi: setup ## write abi/*.json from the contracts
+	npm --prefix contracts run --silent abi
+
+.PHONY: abi-check
+abi-check: setup
+	npm --prefix contracts run --silent abi:check
+
+clean: ## remove what was built in this checkout, and its keys and stores
+	@tools/engine.sh down
+	rm -rf target .fabstir contracts/{node_modules,out,cache,generated}
+
+# Unoptimised, and without the parts that fetch: half the time to build, and fast enough for what it reads.
+$(deny):
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	CARGO_TARGET_DIR=$(cache)/tools/target cargo install cargo-deny --version $(deny_version) --locked --no-default-features \
+	  --root $(cache)/tools/cargo-deny-$(deny_version) --quiet
+	rm -rf $(cache)/tools/target
