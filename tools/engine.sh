@@ -83,8 +83,10 @@ images() {
   if ! docker image inspect "$anvil_image" >/dev/null 2>&1; then
     local context; context=$(mktemp -d)
     cp -L contracts/node_modules/.bin/{anvil,cast} "$context"
+    mkdir -p "$context/certs" # cast, which the health check calls, does not start without any
+    [ ! -e /etc/ssl/certs/ca-certificates.crt ] || cp -L /etc/ssl/certs/ca-certificates.crt "$context/certs/"
     # The entry point is that of Foundry's own image.
-    printf '%s\n' "FROM $base_image" 'COPY anvil cast /usr/local/bin/' 'USER 1000' 'EXPOSE 8545' \
+    printf '%s\n' "FROM $base_image" 'COPY anvil cast /usr/local/bin/' 'COPY certs /etc/ssl/certs' 'USER 1000' 'EXPOSE 8545' \
       'ENTRYPOINT ["/bin/sh", "-c"]' >"$context/Dockerfile"
     docker build --quiet --tag "$anvil_image" "$context" >/dev/null
     rm -r "$context"
