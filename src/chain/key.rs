@@ -32,10 +32,14 @@ fn write(keystore: &Path, password: &str, signer: PrivateKeySigner) -> Result<Si
     let folder = keystore.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| format!("create folder {}", folder.display()))?;
     let name = keystore.file_name().and_then(|name| name.to_str()).context("the keystore needs a file name")?;
+    // Made in a folder of its own that nobody else may enter, then linked to its place: the link fails where one exists.
+    let scratch = tempfile::tempdir_in(folder).with_context(|| format!("write to folder {}", folder.display()))?;
+    let written = scratch.path().join(name);
     let mut random = rand::thread_rng();
-    PrivateKeySigner::encrypt_keystore(folder, &mut random, signer.to_bytes(), password, Some(name))
+    PrivateKeySigner::encrypt_keystore(scratch.path(), &mut random, signer.to_bytes(), password, Some(name))
         .with_context(|| format!("write keystore {}", keystore.display()))?;
-    private(keystore)?;
+    private(&written)?;
+    std::fs::hard_link(&written, keystore).with_context(|| format!("put keystore {} in place", keystore.display()))?;
     Ok(Signer::new(signer))
 }
 
