@@ -46,7 +46,7 @@ start() {
   [ "$(id -u)" = 0 ] || { say "no engine answers, and only root can start one"; return 1; }
 
   # A short path: the sockets below it may have 107 bytes.
-  local run; run=$(mktemp -d /tmp/fabstir-engine.XXXXXX)
+  local run; run=$(mktemp -dt fabstir-engine.XXXXXX)
   mkdir -p "$state"; ln -sfn "$run" "$state/run"
   : >"$run/log"
   # TCP on loopback and not a socket: where /.dockerenv exists, testcontainers takes a socket to mean that it runs

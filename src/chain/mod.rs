@@ -277,12 +277,12 @@ impl Chain {
     ///
     /// # Errors
     /// If the endpoint fails: then nothing is known about the call.
-    pub async fn simulate(&self, from: Address, call: &call::Call) -> Result<Option<String>> {
+    pub async fn refusal(&self, from: Address, call: &call::Call) -> Result<Option<String>> {
         match self.provider.call(request(from, call.to, call.data.clone(), call.value)).block(BlockId::latest()).await {
             Ok(_) => Ok(None),
             Err(error) => match error.as_error_resp() {
                 Some(refusal) => Ok(Some(abi::reason(refusal))),
-                None => Err(error).context("simulate a call"),
+                None => Err(error).context("try a call"),
             },
         }
     }

@@ -163,7 +163,7 @@ impl Chain {
     /// error names its hash, and it may still be mined.
     pub async fn transact(&self, signer: &Signer, call: &Call, limit: Duration) -> Result<Mined> {
         let from = signer.address();
-        if let Some(reason) = self.simulate(from, call).await? {
+        if let Some(reason) = self.refusal(from, call).await? {
             bail!("the contract refuses: {reason}");
         }
         let (gas, fees, nonce) = (self.gas(from, call).await?, self.fees().await?, self.nonce(from).await?);

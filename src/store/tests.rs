@@ -377,6 +377,17 @@ async fn a_choice_takes_a_slot_once() {
     assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2), JobId(3)]);
 }
 
+#[tokio::test]
+async fn a_freed_job_is_still_asked_for_its_money() {
+    let (_file, store) = fresh().await;
+    store.choose(JobId(1), &chosen(), 1, &intent("claim:1", 1)).await.unwrap();
+    store.queue(&Intent { kind: "release", ..intent("release:1:0", 1) }).await.unwrap();
+    store.free(JobId(1)).await.unwrap();
+    assert_eq!(store.reservations().await.unwrap(), []);
+    assert_eq!(store.intents_of(JobId(1), "claim").await.unwrap(), [IntentState::Dropped]);
+    assert_eq!(store.intents_of(JobId(1), "release").await.unwrap(), [IntentState::Queued]);
+}
+
 fn attempt(byte: u8) -> Attempt {
     let raw = Bytes::from(vec![byte; 3]);
     Attempt { hash: B256::repeat_byte(byte), raw, fee_cap: u128::MAX, tip_cap: 1, signed_at: 5, sent: false }

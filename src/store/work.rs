@@ -73,12 +73,13 @@ impl Store {
         Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
     }
 
-    /// Frees the slot of `job` and drops its unsigned claim. Does nothing when there is none.
+    /// Frees the slot of `job` and drops its unsigned transactions, but not the one that asks for our money.
     pub async fn free(&self, job: JobId) -> Result<()> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         for statement in [
             "DELETE FROM reservation WHERE job = ?",
-            "UPDATE tx_intent SET state = 'dropped', note = 'the job needs it no more' WHERE job = ? AND state = 'queued'",
+            "UPDATE tx_intent SET state = 'dropped', note = 'the job needs it no more' 
+             WHERE job = ? AND state = 'queued' AND kind <> 'release'",
         ] {
             sqlx::query(statement).bind(job.0 as i64).execute(&mut *tx).await?;
         }

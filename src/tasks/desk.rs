@@ -1,8 +1,10 @@
 //! Answers renters: what we serve, at what price, their prompts, and the tokens of their jobs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use tokio::time::Instant;
 
 use super::{Live, sign_receipt};
 use crate::chain::{Chain, Signer};
@@ -21,6 +23,8 @@ use crate::store::{Store, clock};
 
 /// Longest prompt kept for a renter, in bytes.
 pub const PROMPT_BYTES_MAX: usize = 128 * 1024;
+/// How long a stream may wait for a job the chain does not show yet: streams are few, and anyone can name a number.
+const UNKNOWN_JOB_WAIT: Duration = Duration::from_secs(60);
 /// How long a quote holds, in seconds.
 const QUOTE_SECONDS: u64 = 300;
 
@@ -113,10 +117,13 @@ impl Desk {
         let asker = init.signer(&self.p2p.peer_id().to_string(), self.chain.id())?;
         let mut next = init.from_index;
         let (mut changes, mut openings) = (self.store.changes(), self.live.openings());
+        let give_up = Instant::now() + UNKNOWN_JOB_WAIT;
         loop {
             changes.borrow_and_update();
             openings.borrow_and_update();
-            if let Some(job) = self.store.job(init.job).await? {
+            let job = self.store.job(init.job).await?;
+            let unknown = job.is_none();
+            if let Some(job) = job {
                 ensure!(
                     job.terms.renter == asker,
                     "job {} is {}'s, the request is signed by {asker}",
@@ -134,6 +141,7 @@ impl Desk {
             tokio::select! {
                 changed = changes.changed() => changed.context("the host is shutting down")?,
                 _ = openings.changed() => {}
+                () = tokio::time::sleep_until(give_up), if unknown => bail!("job {} is not on the chain", init.job),
             }
         }
     }

@@ -22,6 +22,9 @@ const RESEND_AFTER: Duration = Duration::from_secs(3);
 /// The oldest unmined nonce is offered a higher fee after this long on the wire, and again after as long.
 const BUMP_AFTER: Duration = Duration::from_secs(30);
 
+/// A release that was refused [`ATTEMPTS_MAX`] times is asked for again after this many seconds, and again after as many.
+const RELEASE_AGAIN_SECONDS: u64 = 600;
+
 /// The task's edges and ceilings.
 pub struct Submitter {
     pub chain: Chain,
@@ -53,10 +56,11 @@ impl Task for Submitter {
     /// # Errors
     /// If the endpoint or the store fails. What is signed is on disk and sent again by a later pass.
     async fn pass(&mut self) -> Result<Pass> {
-        self.queue_duties().await?;
+        // One job or intent that cannot go on must not hold up the others: its error waits for the end of the pass.
+        let mut failed = self.queue_duties().await?;
         let open = self.store.open_intents(self.signer.address()).await?;
         self.metrics.open_transactions.set(open.len() as i64);
-        let (mut oldest, mut failed) = (true, None);
+        let mut oldest = true;
         for intent in &open {
             let signed = intent.nonce.is_some();
             let stepped =
@@ -65,7 +69,6 @@ impl Task for Submitter {
             match stepped {
                 Ok(true) => self.sent.retain(|hash, _| !intent.attempts.iter().any(|attempt| attempt.hash == *hash)),
                 Ok(false) => {}
-                // One intent that cannot go on must not hold up those behind it.
                 Err(error) => {
                     failed = failed.or(Some(error.context(format!("{} (intent {})", intent.kind, intent.id))))
                 }
@@ -76,7 +79,9 @@ impl Task for Submitter {
 }
 
 impl Submitter {
-    async fn queue_duties(&mut self) -> Result<()> {
+    /// Queues what our jobs owe. Returns the first error that concerns one job alone, such as a damaged file.
+    async fn queue_duties(&mut self) -> Result<Option<anyhow::Error>> {
+        let mut failed = None;
         let (now, cursor) = (self.store.time().await?, self.store.cursor().await?);
         let us = self.signer.address();
         for job in self.store.live_jobs().await? {
@@ -93,12 +98,22 @@ impl Submitter {
             }
             if earlier.len() as u32 >= ATTEMPTS_MAX {
                 if duty != Duty::Release {
-                    abandon(&self.store, job.id, format!("{} was refused {} times", duty.name(), earlier.len()))
-                        .await?;
+                    let reason = format!("{} was refused {} times", duty.name(), earlier.len());
+                    abandon(&self.store, job.id, reason).await?;
+                    continue;
                 }
-                continue;
+                // Our money: never given up, but asked for seldom.
+                if !self.store.lease(job.id, duty, RELEASE_AGAIN_SECONDS).await? {
+                    continue;
+                }
             }
-            let call = self.call(&job, duty)?;
+            let call = match self.call(&job, duty) {
+                Ok(call) => call,
+                Err(error) => {
+                    failed = failed.or(Some(error));
+                    continue;
+                }
+            };
             let intent = Intent {
                 key: format!("{}:{}:{}", duty.name(), job.id, earlier.len()),
                 job: Some(job.id),
@@ -109,7 +124,7 @@ impl Submitter {
             };
             self.store.queue(&intent).await?;
         }
-        Ok(())
+        Ok(failed)
     }
 
     fn call(&self, job: &Job, duty: Duty) -> Result<Call> {
@@ -136,7 +151,7 @@ impl Submitter {
         let call = Call { to: intent.target, data: intent.data.clone(), value: U256::ZERO };
         let us = self.signer.address();
         let cursor = self.store.cursor().await?;
-        if let Some(reason) = self.chain.simulate(us, &call).await? {
+        if let Some(reason) = self.chain.refusal(us, &call).await? {
             if let Some((job, at)) = intent.job.zip(cursor) {
                 self.refused.insert(job, at);
             }

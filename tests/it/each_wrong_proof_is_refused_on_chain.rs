@@ -44,7 +44,7 @@ async fn each_wrong_proof_is_refused_on_chain() -> Result<()> {
     let output = proved.inferred.as_ref().context("inferred")?.output;
     let refusal = async |job, from: Address, proof: &[u8]| {
         let call = contracts.complete(job, &output, Bytes::copy_from_slice(proof));
-        world.chain.simulate(from, &call).await
+        world.chain.refusal(from, &call).await
     };
 
     assert_eq!(refusal(second.job, us, &completion).await?, None, "the true proof is accepted");
