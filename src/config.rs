@@ -89,6 +89,11 @@ pub struct HostConfig {
     /// Net price of 1000 output tokens in the smallest unit, by payment token: `eth` or a contract's address.
     #[serde(deserialize_with = "prices")]
     pub price_per_1k: BTreeMap<Address, U256>,
+    /// Where the host is, for renters who care; published when it registers.
+    pub region: Option<String>,
+    /// Addresses at which peers reach the host from outside, as multiaddresses; published when it registers.
+    #[serde(default)]
+    pub public_addresses: Vec<String>,
     /// Output tokens per second this host counts on when it looks at a deadline.
     #[serde(default = "default_tokens_per_second")]
     pub tokens_per_second: u32,
@@ -179,6 +184,10 @@ const OVERRIDES: &[(&str, &[&str], Kind)] = &[
     ("CONTRACT_PAYMENT_ESCROW", &["contracts", "payment_escrow"], Kind::Text),
     ("CONTRACT_JOB_MARKETPLACE", &["contracts", "job_marketplace"], Kind::Text),
     ("CONTRACT_PROOF_SYSTEM", &["contracts", "proof_system"], Kind::Text),
+    ("CONTRACT_REPUTATION_SYSTEM", &["contracts", "reputation_system"], Kind::Text),
+    ("CONTRACT_GOVERNANCE", &["contracts", "governance"], Kind::Text),
+    ("CONTRACT_TIMELOCK", &["contracts", "timelock"], Kind::Text),
+    ("CONTRACT_ACCOUNT_FACTORY", &["contracts", "account_factory"], Kind::Text),
     ("P2P_PORT", &["p2p", "listen"], Kind::P2pPort),
     ("P2P_BOOTSTRAP", &["p2p", "bootstrap"], Kind::List),
     ("P2P_MDNS", &["p2p", "mdns"], Kind::Flag),
@@ -364,6 +373,10 @@ mod tests {
         payment_escrow = "0x0000000000000000000000000000000000000003"
         job_marketplace = "0x0000000000000000000000000000000000000004"
         proof_system = "0x0000000000000000000000000000000000000005"
+        reputation_system = "0x0000000000000000000000000000000000000006"
+        governance = "0x0000000000000000000000000000000000000007"
+        timelock = "0x0000000000000000000000000000000000000008"
+        account_factory = "0x0000000000000000000000000000000000000009"
     "#;
 
     fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config> {

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use crate::chain::Contracts;
 use crate::market::types::{Address, U256};
 
-/// anvil's first account: deployer, owner and treasury of a local chain.
+/// anvil's first account: deployer, arbiter, guardian and holder of the FAB of a local chain.
 pub const DEPLOYER: Address = alloy::primitives::address!("f39Fd6e51aad88F6F4ce6aB8827279cffFb92266");
 /// anvil's chain id.
 pub const CHAIN_ID: u64 = 31337;
@@ -38,6 +38,8 @@ pub struct AddressBook {
     pub block: u64,
     #[serde(flatten)]
     pub contracts: Contracts,
+    /// What brings the smart accounts' operations (ERC-4337).
+    pub entry_point: Address,
     pub verifier: Option<Address>,
     /// A token with six decimals, where one was asked for.
     pub usd: Option<Address>,
@@ -98,7 +100,15 @@ impl Devnet {
     /// # Errors
     /// If it reverts or is not mined in time.
     pub async fn send(&self, call: &crate::chain::call::Call) -> Result<()> {
-        let tx = json!([{ "from": DEPLOYER, "to": call.to, "data": call.data, "value": call.value }]);
+        self.send_from(DEPLOYER, call).await
+    }
+
+    /// As [`Devnet::send`], as another account that the chain acts for.
+    ///
+    /// # Errors
+    /// As [`Devnet::send`].
+    pub async fn send_from(&self, from: Address, call: &crate::chain::call::Call) -> Result<()> {
+        let tx = json!([{ "from": from, "to": call.to, "data": call.data, "value": call.value }]);
         let hash = self.rpc("eth_sendTransaction", tx).await?;
         let mined = async {
             loop {
@@ -127,7 +137,7 @@ pub async fn rpc(url: &str, method: &str, params: Value) -> Result<Value> {
     Ok(answer["result"].take())
 }
 
-/// Deploys the contracts, the verifier and a test token with six decimals to the local chain at `rpc_url`.
+/// Deploys the contracts, the verifier, an ERC-4337 entry point and a test token with six decimals to the local chain at `rpc_url`.
 ///
 /// `challenge_window` is in seconds. The contracts must be built (`make setup` does it).
 ///
@@ -149,7 +159,11 @@ pub async fn deploy(rpc_url: &str, contracts: &Path, challenge_window: u64) -> R
         ("FOUNDRY_BROADCAST", scratch.path().join("broadcast")),
         ("ADDRESS_BOOK", book.clone()),
     ];
-    command.envs(settings).env("CHALLENGE_WINDOW", challenge_window.to_string()).env("WITH_TEST_USD", "true");
+    command
+        .envs(settings)
+        .env("CHALLENGE_WINDOW", challenge_window.to_string())
+        .env("WITH_TEST_USD", "true")
+        .env("WITH_ENTRY_POINT", "true");
     let output = tokio::time::timeout(DEPLOY_WITHIN, command.output()).await.context("forge script does not end")?;
     let output = output.with_context(|| format!("start forge: {}", hint()))?;
     if !output.status.success() {

@@ -356,6 +356,7 @@ impl Host {
             engines.push(engine);
         }
         let policy = Policy {
+            host: signer.address(),
             models: engines
                 .iter()
                 .zip(&host.models)
@@ -363,6 +364,7 @@ impl Host {
                 .collect(),
             price_per_1k: host.price_per_1k.clone(),
             fee_bps: chain.fee_bps().await?,
+            job_stake: chain.job_stake().await?,
             tokens_per_second: host.tokens_per_second,
             margin_seconds: host.margin_seconds,
             proves: true,

@@ -20,6 +20,17 @@ contract GovernanceToken is ERC20, ERC20Permit, ERC20Votes {
         return super.nonces(owner);
     }
 
+    /// @notice Votes are counted by time, not by block: a voting period is as long on every chain. Source: ERC-6372.
+    function clock() public view override returns (uint48) {
+        return uint48(block.timestamp);
+    }
+
+    /// @notice See `clock`.
+    // forge-lint: disable-next-line(mixed-case-function)
+    function CLOCK_MODE() public pure override returns (string memory) {
+        return "mode=timestamp";
+    }
+
     function _update(address from, address to, uint256 value) internal override(ERC20, ERC20Votes) {
         super._update(from, to, value);
     }

@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {JobMarketplace} from "../src/JobMarketplace.sol";
+import {NodeRegistry} from "../src/NodeRegistry.sol";
 import {PaymentEscrow} from "../src/PaymentEscrow.sol";
 import {FeeToken} from "./lib/Tokens.sol";
 import {World} from "./lib/World.sol";
@@ -17,7 +18,7 @@ contract JobMarketplaceTest is World {
         vm.expectEmit(address(marketplace));
         emit JobMarketplace.JobPosted(1, renter, PRICE);
         vm.expectEmit(address(marketplace));
-        emit JobMarketplace.JobTerms(1, renter, address(0), PRICE, deadline, d, r);
+        emit JobMarketplace.JobTerms(1, renter, address(0), PRICE, deadline, address(0), d, r);
         vm.expectEmit(address(escrow));
         emit PaymentEscrow.EscrowCreated(bytes32(uint256(1)), renter, address(0), PRICE, address(0));
         uint256 jobId = post(d, r);
@@ -151,7 +152,7 @@ contract JobMarketplaceTest is World {
 
     function test_the_challenge_window_is_bounded() public {
         vm.expectRevert(abi.encodeWithSelector(JobMarketplace.ChallengeWindowTooLong.selector, 30 days + 1, 30 days));
-        new JobMarketplace(owner, registry, escrow, proofSystem, 30 days + 1);
+        new JobMarketplace(owner, registry, escrow, proofSystem, reputation, 30 days + 1);
     }
 
     function test_an_unknown_job_is_named() public {
@@ -192,7 +193,7 @@ contract JobMarketplaceTest is World {
     function testFuzz_only_active_hosts_claim(address who) public {
         vm.assume(who != host && who != rival);
         uint256 jobId = post();
-        vm.expectRevert(abi.encodeWithSelector(JobMarketplace.HostNotActive.selector, who));
+        vm.expectRevert(abi.encodeWithSelector(NodeRegistry.HostNotActive.selector, who));
         vm.prank(who);
         marketplace.claimJob(jobId);
     }

@@ -1,132 +1,131 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {JobMarketplace} from "../src/JobMarketplace.sol";
-import {PaymentEscrow} from "../src/PaymentEscrow.sol";
 import {Handler} from "./lib/Handler.sol";
-import {World} from "./lib/World.sol";
+import {Test} from "./lib/Test.sol";
 
-contract MoneyInvariants is World {
-    Handler private handler;
-    address[2] private tokens;
-
-    function setUp() public override {
-        super.setUp();
-        handler = new Handler(fab, usd, registry, escrow, marketplace, proofSystem);
-        tokens = [address(0), address(usd)];
-        for (uint256 i = 0; i < handler.ACCOUNTS(); i++) {
-            fab.transfer(handler.accounts(i), 1e24);
-            usd.transfer(handler.accounts(i), handler.USD_GIVEN());
-            handler.registerOrUnregister(i);
-        }
-    }
-
-    /// Which contracts the fuzzer calls.
-    function targetContracts() public view returns (address[] memory targets) {
-        targets = new address[](1);
-        targets[0] = address(handler);
-    }
-
+/// Whatever renters, hosts, challengers, guardians, the arbiter, the owner, thieves and time do in any order, the suite
+/// has what the second books say, and every job can end.
+contract MoneyInvariants is Test {
     struct Selectors {
         address target;
         bytes4[] selectors;
     }
 
+    /// What `forge test -vv` prints.
+    // forge-lint: disable-next-line(mixed-case-function)
+    event log_named_uint(string key, uint256 val);
+
+    /// Actions between two recounts of every job there ever was.
+    uint256 private constant RECOUNT = 50;
+
+    Handler private handler;
+
+    function setUp() public {
+        handler = new Handler();
+        handler.setUp();
+        handler.tighten();
+    }
+
+    function targetContracts() public view returns (address[] memory targets) {
+        targets = new address[](1);
+        targets[0] = address(handler);
+    }
+
     function targetSelectors() public view returns (Selectors[] memory targets) {
-        bytes4[11] memory actions = [
-            Handler.postEth.selector,
-            Handler.postUsd.selector,
-            Handler.registerOrUnregister.selector,
-            Handler.claim.selector,
-            Handler.complete.selector,
-            Handler.release.selector,
-            Handler.expire.selector,
-            Handler.cancel.selector,
-            Handler.withdraw.selector,
-            Handler.setWilling.selector,
-            Handler.wait.selector
-        ];
         targets = new Selectors[](1);
-        targets[0] = Selectors(address(handler), new bytes4[](actions.length));
-        for (uint256 i = 0; i < actions.length; i++) {
-            targets[0].selectors[i] = actions[i];
-        }
+        targets[0] = Selectors(address(handler), handler.actions());
     }
 
-    /// What the jobs say, by token (0: ETH, 1: USD) and account.
-    struct Books {
-        uint256[2] held;
-        uint256[2] fees;
-        uint256[4][2] earned;
-        uint256[4][2] spent;
-        uint256[4] openJobs;
-    }
-
-    /// The escrow has what it holds for jobs plus what it credits, each account what its jobs say (so nobody is paid twice,
-    /// or for another's job), the registry every stake and the number of each host's jobs that have not ended.
-    function invariant_all_money_is_where_the_jobs_say() public view {
-        Books memory books = read();
-        address[4] memory accounts = everyone();
-        uint256 stakes = 2 * registry.MIN_STAKE();
-        for (uint256 a = 0; a < 4; a++) {
-            stakes += registry.getNode(accounts[a]).stake;
-            vm.assertEq(registry.getNode(accounts[a]).openJobs, books.openJobs[a]);
-        }
-        vm.assertEq(fab.balanceOf(address(registry)), stakes);
-
-        for (uint256 t = 0; t < 2; t++) {
-            uint256 owed = books.held[t];
-            uint256 given = t == 0 ? handler.ETH_GIVEN() : handler.USD_GIVEN();
-            for (uint256 a = 0; a < 4; a++) {
-                uint256 credit = escrow.credits(tokens[t], accounts[a]);
-                owed += credit;
-                uint256 has = balance(t, accounts[a]) + credit;
-                vm.assertEq(has, given + books.earned[t][a] - books.spent[t][a]);
-            }
-            vm.assertEq(balance(t, treasury), books.fees[t]);
-            vm.assertEq(balance(t, address(escrow)), owed);
-        }
+    /// One function, because each is a campaign of its own. Balances, stakes, scores, roles, parameters and the jobs that go
+    /// on are compared after every action, every job of the run after every 50th and at its end.
+    function invariant_the_suite_has_what_the_books_say() public view {
+        handler.check();
+        if (handler.calls() % RECOUNT == 0) handler.recount();
     }
 
     /// However a run went, every job can end, after which no money is held and every host can leave.
     function afterInvariant() public {
-        handler.endAll();
-        invariant_all_money_is_where_the_jobs_say();
-        Books memory books = read();
-        vm.assertEq(books.held[0] + books.held[1], 0);
-        for (uint256 a = 0; a < 4; a++) {
-            vm.assertEq(books.openJobs[a], 0);
-        }
+        handler.recount();
+        handler.endAll(handler.jobCount() % 2 == 0);
     }
 
-    function read() private view returns (Books memory books) {
-        address[4] memory accounts = everyone();
-        uint256 count = marketplace.jobCount();
-        for (uint256 jobId = 1; jobId <= count; jobId++) {
-            PaymentEscrow.Escrow memory e = escrow.getEscrow(jobId);
-            JobMarketplace.Job memory job = marketplace.getJob(jobId);
-            uint256 t = e.token == address(0) ? 0 : 1;
-            uint256 fee = uint256(e.amount) * FEE_BPS / 10_000;
-            if (job.status < JobMarketplace.JobStatus.Released) books.held[t] += e.amount;
-            if (job.status == JobMarketplace.JobStatus.Released) books.fees[t] += fee;
-            for (uint256 a = 0; a < 4; a++) {
-                if (job.renter == accounts[a] && job.status != JobMarketplace.JobStatus.Refunded) {
-                    books.spent[t][a] += e.amount;
-                }
-                if (job.host != accounts[a]) continue;
-                if (job.status == JobMarketplace.JobStatus.Released) books.earned[t][a] += e.amount - fee;
-                if (job.status < JobMarketplace.JobStatus.Released) books.openJobs[a]++;
+    /// The books are worth as much as the runs that they were kept of.
+    function test_the_handler_reaches_every_state() public {
+        vm.pauseGasMetering();
+        string[51] memory outcomes = [
+            "posted in ETH",
+            "posted in USD",
+            "posted for a host",
+            "posted in a batch",
+            "claimed",
+            "claimed again",
+            "reserved job claimed",
+            "completed",
+            "completed with a proof",
+            "batch completed",
+            "batch completed with one proof",
+            "paid",
+            "refunded",
+            "payee credited",
+            "renter credited",
+            "credit withdrawn",
+            "released several at once",
+            "given up and reopened",
+            "given up and refunded",
+            "missed",
+            "expired unclaimed",
+            "cancelled",
+            "refund requested",
+            "refund agreed",
+            "refund of a disputed job agreed",
+            "refund of a challenged job agreed",
+            "disputed",
+            "challenged",
+            "dispute upheld",
+            "dispute rejected",
+            "dispute lapsed",
+            "challenge upheld",
+            "challenge rejected",
+            "challenge lapsed",
+            "rated",
+            "registered",
+            "registered under a controller",
+            "unbonding cancelled",
+            "unregistered",
+            "stake added",
+            "stake moved",
+            "slashed",
+            "reputation slashed",
+            "beacon pinned",
+            "paused",
+            "breaker at level 1",
+            "breaker at level 2",
+            "unpaused",
+            "ownership handed on",
+            "theft refused",
+            "second end refused"
+        ];
+        string[5] memory more =
+            ["registry retired", "marketplace retired", "token no longer allowed", "circuit switched off", "unbonding"];
+        uint256[] memory counts = new uint256[](outcomes.length + more.length);
+        for (uint256 run = 0; run < 12; run++) {
+            setUp();
+            for (uint256 i = 0; i < 500; i++) {
+                handler.act(uint256(keccak256(abi.encode(run, i))));
+                handler.check();
             }
+            for (uint256 i = 0; i < counts.length; i++) {
+                counts[i] += handler.reached(i < outcomes.length ? outcomes[i] : more[i - outcomes.length]);
+            }
+            handler.recount();
+            handler.endAll(run % 2 == 0);
         }
-    }
-
-    function everyone() private view returns (address[4] memory accounts) {
-        for (uint256 a = 0; a < 4; a++) {
-            accounts[a] = handler.accounts(a);
+        for (uint256 i = 0; i < counts.length; i++) {
+            emit log_named_uint(i < outcomes.length ? outcomes[i] : more[i - outcomes.length], counts[i]);
         }
-    }
-
-    function balance(uint256 t, address account) private view returns (uint256) {
-        return t == 0 ? account.balance : usd.balanceOf(account);
+        for (uint256 i = 0; i < counts.length; i++) {
+            vm.assertTrue(counts[i] != 0, i < outcomes.length ? outcomes[i] : more[i - outcomes.length]);
+        }
     }
 }

@@ -240,7 +240,7 @@ contract ProofSystemTest is World {
         bytes memory proof = prove(jobId);
         vm.expectRevert(abi.encodeWithSelector(ProofSystem.OnlyMarketplace.selector, host));
         vm.prank(host);
-        proofSystem.submit(jobId, proof);
+        proofSystem.submit(single(jobId), proof);
     }
 
     function testFuzz_bytes_that_are_no_proof_are_refused(bytes calldata junk) public {
@@ -289,7 +289,7 @@ contract ProofSystemTest is World {
         bytes memory proof = prove(jobId);
         vm.expectRevert(abi.encodeWithSelector(ProofSystem.AlreadyProven.selector, jobId));
         vm.prank(address(marketplace));
-        proofSystem.submit(jobId, proof);
+        proofSystem.submit(single(jobId), proof);
     }
 
     function test_a_proof_needs_a_commitment() public {
@@ -298,7 +298,7 @@ contract ProofSystemTest is World {
         uint256 other = post();
         vm.expectRevert(abi.encodeWithSelector(ProofSystem.NotCommitted.selector, other));
         vm.prank(address(marketplace));
-        proofSystem.submit(other, proof);
+        proofSystem.submit(single(other), proof);
     }
 
     function testFuzz_another_context_is_refused(uint256 other) public {
@@ -307,7 +307,7 @@ contract ProofSystemTest is World {
         uint256 context = s.instances[2 + SPOTS];
         vm.assume(other != context);
         s.instances[2 + SPOTS] = other;
-        refuses(jobId, s, abi.encodeWithSelector(ProofSystem.ContextMismatch.selector, other, context));
+        refuses(jobId, s, abi.encodeWithSelector(ProofSystem.ContextMismatch.selector, jobId, other, context));
     }
 
     function test_a_proof_of_another_job_is_refused() public {
@@ -315,7 +315,9 @@ contract ProofSystemTest is World {
         uint256 second = committed();
         uint256 given = proofSystem.contextOf(first, CIRCUIT);
         uint256 need = proofSystem.contextOf(second, CIRCUIT);
-        refuses(second, submission(first), abi.encodeWithSelector(ProofSystem.ContextMismatch.selector, given, need));
+        refuses(
+            second, submission(first), abi.encodeWithSelector(ProofSystem.ContextMismatch.selector, second, given, need)
+        );
     }
 
     function test_another_draw_is_refused() public {
@@ -323,7 +325,7 @@ contract ProofSystemTest is World {
         ProofSystem.Submission memory s = submission(jobId);
         uint256 draw = s.instances[4 + SPOTS];
         s.instances[4 + SPOTS] = draw ^ 1;
-        refuses(jobId, s, abi.encodeWithSelector(ProofSystem.DrawMismatch.selector, 1, draw ^ 1, draw));
+        refuses(jobId, s, abi.encodeWithSelector(ProofSystem.DrawMismatch.selector, jobId, 1, draw ^ 1, draw));
     }
 
     function test_another_record_or_path_is_refused() public {
@@ -333,16 +335,24 @@ contract ProofSystemTest is World {
         ProofSystem.Submission memory s = submission(jobId);
         bytes32 leaf = keccak256(abi.encodePacked(bytes1(0), uint32(position), digest(position + 1)));
         s.instances[2] = uint256(digest(position + 1));
-        refuses(jobId, s, abi.encodeWithSelector(ProofSystem.RootMismatch.selector, 0, climb(leaf, position, s), root));
+        refuses(
+            jobId,
+            s,
+            abi.encodeWithSelector(ProofSystem.RootMismatch.selector, jobId, 0, climb(leaf, position, s), root)
+        );
         s = submission(jobId);
         s.paths[1] ^= bytes32(uint256(1));
         leaf = keccak256(abi.encodePacked(bytes1(0), uint32(position), digest(position)));
-        refuses(jobId, s, abi.encodeWithSelector(ProofSystem.RootMismatch.selector, 0, climb(leaf, position, s), root));
+        refuses(
+            jobId,
+            s,
+            abi.encodeWithSelector(ProofSystem.RootMismatch.selector, jobId, 0, climb(leaf, position, s), root)
+        );
     }
 
     function test_what_the_verifier_refuses_is_refused() public {
         uint256 jobId = committed();
-        bytes memory refusal = abi.encodeWithSelector(ProofSystem.ProofRejected.selector, jobId, address(verifier));
+        bytes memory refusal = abi.encodeWithSelector(ProofSystem.ProofRejected.selector, address(verifier));
         verifier.set(TestVerifier.Answer.Refuse);
         refuses(jobId, refusal);
         verifier.set(TestVerifier.Answer.Revert);
@@ -359,7 +369,7 @@ contract ProofSystemTest is World {
         claim(jobId);
         commit(jobId, 5);
         verifier.set(TestVerifier.Answer.Refuse);
-        refuses(jobId, abi.encodeWithSelector(ProofSystem.ProofRejected.selector, jobId, address(verifier)));
+        refuses(jobId, abi.encodeWithSelector(ProofSystem.ProofRejected.selector, address(verifier)));
     }
 
     /// The root above `leaf` by the first spot's path.

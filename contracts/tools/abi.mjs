@@ -2,7 +2,18 @@
 // fails when a file differs. Entries are sorted by kind and name, so that moving code does not change the files.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 
-const contracts = ["GovernanceToken", "JobMarketplace", "NodeRegistry", "PaymentEscrow", "ProofSystem"];
+const contracts = [
+  "BaseAccountIntegration",
+  "Governance",
+  "GovernanceToken",
+  "JobMarketplace",
+  "MarketAccount",
+  "NodeRegistry",
+  "PaymentEscrow",
+  "ProofSystem",
+  "ReputationSystem",
+  "TimelockController",
+];
 const root = new URL("../", import.meta.url);
 const check = process.argv.includes("--check");
 

@@ -6,9 +6,11 @@ use alloy::sol_types::SolInterface;
 /// Each contract in a module of its own: their ABIs name each other's types.
 macro_rules! contract {
     ($module:ident, $name:ident, $path:literal) => {
+        // The generated functions take as many arguments as the contracts' do.
+        #[allow(clippy::too_many_arguments)]
         mod $module {
             alloy::sol!(
-                #[derive(Debug)]
+                #[sol(all_derives)]
                 $name,
                 $path
             );
@@ -20,8 +22,16 @@ contract!(registry, NodeRegistry, "abi/NodeRegistry.json");
 contract!(escrow, PaymentEscrow, "abi/PaymentEscrow.json");
 contract!(marketplace, JobMarketplace, "abi/JobMarketplace.json");
 contract!(proof_system, ProofSystem, "abi/ProofSystem.json");
+contract!(reputation, ReputationSystem, "abi/ReputationSystem.json");
+contract!(governance, Governance, "abi/Governance.json");
+contract!(accounts, BaseAccountIntegration, "abi/BaseAccountIntegration.json");
+contract!(timelock, TimelockController, "abi/TimelockController.json");
 
 sol! {
+    interface Erc1271 {
+        function isValidSignature(bytes32 hash, bytes signature) external view returns (bytes4);
+    }
+
     interface Erc20 {
         function balanceOf(address account) external view returns (uint256);
         function allowance(address owner, address spender) external view returns (uint256);
@@ -30,8 +40,8 @@ sol! {
     }
 }
 
-/// The escrow's state while it holds a job's money.
-pub const ESCROW_HELD: u8 = 1;
+/// The escrow's states while it holds a job's money: held, disputed.
+pub const ESCROW_HOLDS: [u8; 2] = [1, 4];
 
 /// Returns a contract's reason to revert in words: one of our contracts' errors with its values, or what the endpoint said.
 pub fn reason(refusal: &alloy::rpc::json_rpc::ErrorPayload) -> String {
@@ -49,7 +59,8 @@ pub fn reason(refusal: &alloy::rpc::json_rpc::ErrorPayload) -> String {
         JobMarketplace::JobMarketplaceErrors,
         ProofSystem::ProofSystemErrors,
         PaymentEscrow::PaymentEscrowErrors,
-        NodeRegistry::NodeRegistryErrors
+        NodeRegistry::NodeRegistryErrors,
+        ReputationSystem::ReputationSystemErrors
     );
     format!("{} ({data})", refusal.message)
 }

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 
 use crate::market::event::{Header, RawLog};
 use crate::market::job::{Fact, Job};
+use crate::market::policy::Standing;
 use crate::market::types::{BlockRef, JobId, UnixSeconds};
 
 pub use send::{Fees, Mined, Sent, Signer};
@@ -45,13 +46,51 @@ pub struct Contracts {
     pub payment_escrow: Address,
     pub job_marketplace: Address,
     pub proof_system: Address,
+    pub reputation_system: Address,
+    pub governance: Address,
+    /// The owner of the others.
+    pub timelock: Address,
+    /// Makes renters' smart accounts.
+    pub account_factory: Address,
 }
 
 impl Contracts {
-    /// Returns the contracts whose logs are indexed.
+    /// Returns the contracts whose logs are indexed: all but the token, whose transfers are nobody's business here.
     fn indexed(&self) -> Vec<Address> {
-        vec![self.node_registry, self.payment_escrow, self.job_marketplace, self.proof_system]
+        let mut indexed: Vec<Address> = self.named().into_iter().map(|(_, address)| address).collect();
+        indexed.retain(|address| *address != self.governance_token);
+        indexed
     }
+
+    /// Returns the `[contracts]` section of a configuration.
+    pub fn section(&self) -> String {
+        let entry = |(name, address)| format!("{name} = \"{address}\"\n");
+        format!("[contracts]\n{}", self.named().into_iter().map(entry).collect::<String>())
+    }
+
+    /// Returns every contract with its name in the configuration.
+    pub fn named(&self) -> [(&'static str, Address); 9] {
+        [
+            ("governance_token", self.governance_token),
+            ("node_registry", self.node_registry),
+            ("payment_escrow", self.payment_escrow),
+            ("job_marketplace", self.job_marketplace),
+            ("proof_system", self.proof_system),
+            ("reputation_system", self.reputation_system),
+            ("governance", self.governance),
+            ("timelock", self.timelock),
+            ("account_factory", self.account_factory),
+        ]
+    }
+}
+
+/// What the escrow has of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Escrowed {
+    /// In the smallest unit of the job's token; 0 once it was released or refunded.
+    pub amount: U256,
+    /// The fee that will be taken of it, in hundredths of a percent; fixed when the job was posted.
+    pub fee_bps: u16,
 }
 
 /// A connection to one endpoint, for one chain and one set of contracts. Clones share it.
@@ -105,15 +144,7 @@ impl Chain {
             self.endpoint,
             self.id
         );
-        let Contracts { governance_token, node_registry, payment_escrow, job_marketplace, proof_system } =
-            self.contracts;
-        for (name, address) in [
-            ("governance_token", governance_token),
-            ("node_registry", node_registry),
-            ("payment_escrow", payment_escrow),
-            ("job_marketplace", job_marketplace),
-            ("proof_system", proof_system),
-        ] {
+        for (name, address) in self.contracts.named() {
             let code = self.provider.get_code_at(address).await.with_context(|| format!("read code at {address}"))?;
             ensure!(!code.is_empty(), "contracts.{name} = {address} has no code on chain {}", self.id);
         }
@@ -213,26 +244,61 @@ impl Chain {
     }
 
     /// Returns what the escrow holds for a job, in the job's token: 0 once it was released or refunded.
-    pub async fn escrowed(&self, job: JobId) -> Result<U256> {
+    pub async fn escrowed(&self, job: JobId) -> Result<Escrowed> {
         let escrow =
             self.read(self.contracts.payment_escrow, abi::PaymentEscrow::getEscrowCall { jobId: U256::from(job.0) });
         let escrow = escrow.await.with_context(|| format!("read the escrow of job {job}"))?;
-        Ok(if escrow.state == abi::ESCROW_HELD { escrow.amount.to() } else { U256::ZERO })
+        let held = abi::ESCROW_HOLDS.contains(&escrow.state);
+        Ok(Escrowed { amount: if held { escrow.amount.to() } else { U256::ZERO }, fee_bps: escrow.feeBps })
     }
 
-    /// Returns the escrow's fee in hundredths of a percent.
+    /// Returns the escrow's fee for jobs posted from now on, in hundredths of a percent.
     pub async fn fee_bps(&self) -> Result<u16> {
         let fee = self
             .read(self.contracts.payment_escrow, abi::PaymentEscrow::feeBpsCall {})
             .await
             .context("read the fee")?;
-        fee.try_into().ok().filter(|fee| *fee < 10_000).with_context(|| format!("a fee of {fee} basis points"))
+        Some(fee).filter(|fee| *fee < 10_000).with_context(|| format!("a fee of {fee} basis points"))
     }
 
     /// Returns whether `host` is registered with its stake whole.
     pub async fn is_active(&self, host: Address) -> Result<bool> {
         let call = abi::NodeRegistry::isActiveCall { host };
         self.read(self.contracts.node_registry, call).await.with_context(|| format!("read the registration of {host}"))
+    }
+
+    /// Returns what the contracts say of `host` and of the market now.
+    pub async fn standing(&self, host: Address) -> Result<Standing> {
+        let asked = async {
+            tokio::try_join!(
+                self.read(self.contracts.node_registry, abi::NodeRegistry::getNodeCall { host }),
+                self.is_active(host),
+                self.read(self.contracts.reputation_system, abi::ReputationSystem::scoreOfCall { host }),
+                self.read(self.contracts.job_marketplace, abi::JobMarketplace::breakerLevelCall {}),
+            )
+        };
+        let (node, active, score, level) = asked.await.with_context(|| format!("read the standing of {host}"))?;
+        Ok(Standing {
+            stake: U256::from(node.stake),
+            open_jobs: node.openJobs,
+            active,
+            reputation: score.saturating_to(),
+            breaker_level: level.saturating_to(),
+        })
+    }
+
+    /// Returns from when a host that is leaving may withdraw its stake; `None` for any other.
+    pub async fn unbonded_at(&self, host: Address) -> Result<Option<UnixSeconds>> {
+        let call = abi::NodeRegistry::getNodeCall { host };
+        let node = self.read(self.contracts.node_registry, call).await;
+        let at = node.with_context(|| format!("read the registration of {host}"))?.unbondedAt.to::<u64>();
+        Ok((at != 0).then_some(UnixSeconds(at)))
+    }
+
+    /// Returns what a job puts at risk of a host's stake, in FAB's smallest unit.
+    pub async fn job_stake(&self) -> Result<U256> {
+        let call = abi::NodeRegistry::JOB_STAKECall {};
+        self.read(self.contracts.node_registry, call).await.context("read the stake of a job")
     }
 
     /// Returns the stake a host must bring, in FAB's smallest unit.
@@ -284,6 +350,23 @@ impl Chain {
                 Some(refusal) => Ok(Some(abi::reason(refusal))),
                 None => Err(error).context("try a call"),
             },
+        }
+    }
+
+    /// Returns whether the contract at `account` takes `signature` for a signature of `hash`; no contract, no signature.
+    ///
+    /// # Errors
+    /// If the endpoint fails.
+    ///
+    /// Source: ERC-1271, <https://eips.ethereum.org/EIPS/eip-1271>.
+    pub async fn signed_by_contract(&self, account: Address, hash: B256, signature: &Bytes) -> Result<bool> {
+        let call = abi::Erc1271::isValidSignatureCall { hash, signature: signature.clone() };
+        let request = request(Address::ZERO, account, call.abi_encode().into(), U256::ZERO);
+        match self.provider.call(request).block(BlockId::latest()).await {
+            Ok(answer) => Ok(abi::Erc1271::isValidSignatureCall::abi_decode_returns(&answer)
+                .is_ok_and(|word| word == abi::Erc1271::isValidSignatureCall::SELECTOR)),
+            Err(error) if error.is_error_resp() => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("ask {account} for a signature")),
         }
     }
 

@@ -1,4 +1,4 @@
-//! `fabstir post` and `fabstir refund`: a renter's side.
+//! `fabstir post`, `refund`, `cancel`, `dispute` and `rate`: a renter's side.
 
 use std::io::Write;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::{Fault, Global, configuration, print_json, run};
 use crate::chain::call::Order;
 use crate::chain::key;
 use crate::market::job::{Job, State};
-use crate::market::types::{Address, JobId, ModelId, U256};
+use crate::market::types::{Address, B256, JobId, ModelId, U256};
 use crate::p2p::{self, Keypair};
 use crate::renter::{Answer, Offer, Renter, is_final};
 
@@ -65,6 +65,31 @@ pub struct RefundArguments {
     job: u64,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct DisputeArguments {
+    #[command(flatten)]
+    key: RenterKey,
+    /// The job's number.
+    job: u64,
+    /// What the arbiter will be shown; its SHA-256 goes on chain, the file stays here.
+    #[arg(long, value_name = "FILE")]
+    evidence: std::path::PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RateArguments {
+    #[command(flatten)]
+    key: RenterKey,
+    /// The job's number.
+    job: u64,
+    /// 1 (worst) to 5.
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=5))]
+    rating: u8,
+    /// A few words, on chain for ever: at most 256 bytes.
+    #[arg(long, default_value = "")]
+    feedback: String,
+}
+
 fn token(text: &str) -> Result<Address, String> {
     if text.eq_ignore_ascii_case("eth") {
         return Ok(Address::ZERO);
@@ -85,7 +110,7 @@ async fn renter(global: &Global, files: &RenterKey) -> Result<Renter> {
         mdns: config.p2p.mdns,
     };
     let (p2p, _) = p2p::start(peer).await?;
-    Ok(Renter { chain, p2p, signer })
+    Ok(Renter::new(chain, p2p, signer))
 }
 
 /// Runs `fabstir post`.
@@ -155,11 +180,49 @@ async fn buy(renter: &Renter, offer: &Offer, order: &Order, quiet: bool) -> Resu
 
 /// Runs `fabstir refund`.
 pub async fn refund(global: &Global, arguments: &RefundArguments) -> Result<()> {
-    let renter = renter(global, &arguments.key).await?;
-    let amount = renter.refund(JobId(arguments.job)).await?;
+    let amount = renter(global, &arguments.key).await?.refund(JobId(arguments.job)).await?;
+    refunded(global, arguments.job, amount)
+}
+
+/// Runs `fabstir cancel`.
+pub async fn cancel(global: &Global, arguments: &RefundArguments) -> Result<()> {
+    let amount = renter(global, &arguments.key).await?.cancel(JobId(arguments.job)).await?;
+    refunded(global, arguments.job, amount)
+}
+
+fn refunded(global: &Global, job: u64, amount: U256) -> Result<()> {
     if global.json {
-        return print_json(&json!({ "job": arguments.job, "refunded": amount.to_string() }));
+        return print_json(&json!({ "job": job, "refunded": amount.to_string() }));
     }
-    println!("job {}: {amount} refunded", arguments.job);
+    println!("job {job}: {amount} refunded");
+    Ok(())
+}
+
+/// Runs `fabstir dispute`.
+pub async fn dispute(global: &Global, arguments: &DisputeArguments) -> Result<()> {
+    use sha2::Digest;
+    let file = &arguments.evidence;
+    let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()));
+    let evidence = B256::from_slice(&sha2::Sha256::digest(bytes.map_err(|error| Fault::Usage.of(error))?));
+    let mined = renter(global, &arguments.key).await?.dispute(JobId(arguments.job), evidence).await?;
+    if global.json {
+        return print_json(&json!({ "job": arguments.job, "evidence_sha256": evidence, "tx": mined.hash }));
+    }
+    println!(
+        "job {} waits for the arbiter; keep {}: its SHA-256 {evidence} is on chain",
+        arguments.job,
+        file.display()
+    );
+    Ok(())
+}
+
+/// Runs `fabstir rate`.
+pub async fn rate(global: &Global, arguments: &RateArguments) -> Result<()> {
+    let RateArguments { job, rating, feedback, .. } = arguments;
+    let mined = renter(global, &arguments.key).await?.rate(JobId(*job), *rating, feedback.clone()).await?;
+    if global.json {
+        return print_json(&json!({ "job": job, "rating": rating, "tx": mined.hash }));
+    }
+    println!("job {job}: rated {rating}");
     Ok(())
 }

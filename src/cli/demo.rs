@@ -230,21 +230,15 @@ impl Stage {
     }
 
     fn write_config(&self, name: &str, bootstrap: &[Multiaddr], host: Option<&DemoArguments>) -> Result<PathBuf> {
-        let contracts = self.book.contracts;
         let mut text = format!(
             "data_dir = \"{name}\"\n[chain]\nid = {}\nrpc_url = \"{}\"\nws_url = \"{}\"\nstart_block = {}\npoll_ms = 250\n\
-             [contracts]\ngovernance_token = \"{}\"\nnode_registry = \"{}\"\npayment_escrow = \"{}\"\njob_marketplace = \"{}\"\n\
-             proof_system = \"{}\"\n[p2p]\nlisten = [\"/ip4/127.0.0.1/tcp/0\", \"/ip4/127.0.0.1/udp/0/quic-v1\"]\n\
+             {}[p2p]\nlisten = [\"/ip4/127.0.0.1/tcp/0\", \"/ip4/127.0.0.1/udp/0/quic-v1\"]\n\
              bootstrap = {bootstrap:?}\nmdns = false\n[http]\nlisten = \"127.0.0.1:0\"\n",
             devnet::CHAIN_ID,
             self.devnet.rpc_url,
             self.devnet.rpc_url.replacen("http", "ws", 1),
             self.book.block,
-            contracts.governance_token,
-            contracts.node_registry,
-            contracts.payment_escrow,
-            contracts.job_marketplace,
-            contracts.proof_system,
+            self.book.contracts.section(),
             bootstrap = bootstrap.iter().map(ToString::to_string).collect::<Vec<_>>(),
         );
         if let Some(arguments) = host {
@@ -315,7 +309,7 @@ impl Stage {
         let identity = Keypair::generate_ed25519();
         let peer = p2p::Config { identity, listen, bootstrap: host.peers.clone(), mdns: false };
         let (p2p, _) = p2p::start(peer).await?;
-        Ok(Renter { chain: chain.clone(), p2p, signer })
+        Ok(Renter::new(chain.clone(), p2p, signer))
     }
 
     async fn buy(&self, renter: &Renter, model: ModelId, token: Address, prompt: &str) -> Result<Job> {

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::market::types::{Address, JobId, UnixSeconds};
 use crate::store::{Entry, JobFilter, Store};
 
-const STATES: [&str; 6] = ["posted", "claimed", "committed", "completed", "released", "refunded"];
+const STATES: [&str; 7] = ["posted", "claimed", "committed", "completed", "disputed", "released", "refunded"];
 
 #[derive(Debug, clap::Args)]
 pub struct JobsArguments {

@@ -8,6 +8,7 @@ mod demo;
 mod history;
 mod keys;
 mod run;
+mod stake;
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -69,8 +70,19 @@ enum Command {
     Post(ask::PostArguments),
     /// Take the money of an expired job back to its renter.
     Refund(ask::RefundArguments),
+    /// Take a job back that no host has claimed.
+    Cancel(ask::RefundArguments),
+    /// Put a completed job before the arbiter, within its challenge window.
+    Dispute(ask::DisputeArguments),
+    /// Rate the host of a job that was paid for.
+    Rate(ask::RateArguments),
     /// Stake FAB and register the configured account as a host.
-    Register(run::RegisterArguments),
+    Register(stake::RegisterArguments),
+    /// Publish what the host says of itself again.
+    Metadata(stake::RegisterArguments),
+    /// See, add to and withdraw the host's stake.
+    #[command(subcommand)]
+    Stake(stake::StakeCommand),
     /// Check the configuration.
     #[command(subcommand)]
     Config(check::ConfigCommand),
@@ -152,7 +164,12 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Audit(arguments) => check::audit(global, &arguments).await,
         Command::Post(arguments) => ask::post(global, &arguments).await,
         Command::Refund(arguments) => ask::refund(global, &arguments).await,
-        Command::Register(arguments) => run::register(global, &arguments).await,
+        Command::Cancel(arguments) => ask::cancel(global, &arguments).await,
+        Command::Dispute(arguments) => ask::dispute(global, &arguments).await,
+        Command::Rate(arguments) => ask::rate(global, &arguments).await,
+        Command::Register(arguments) => stake::register(global, &arguments).await,
+        Command::Metadata(arguments) => stake::update(global, &arguments).await,
+        Command::Stake(command) => stake::stake(global, &command).await,
         Command::Config(command) => check::config(global, &command),
         Command::Doctor => check::doctor(global).await,
         Command::Key(command) => keys::key(global, &command),

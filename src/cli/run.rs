@@ -1,4 +1,4 @@
-//! `fabstir run`, `fabstir index` and `fabstir register`.
+//! `fabstir run` and `fabstir index`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,30 +9,19 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Fault, Global, configuration, print_json};
-use crate::chain::{Chain, call, key};
+use crate::chain::Chain;
 use crate::config::Config;
 use crate::http::{Health, Metrics};
-use crate::market::types::Address;
 use crate::node::Node;
 use crate::store::Store;
 use crate::tasks::indexer::Indexer;
 use crate::tasks::{Pass, Task};
-
-/// How long a transaction of a command may take to be mined.
-const MINED_WITHIN: Duration = Duration::from_secs(120);
 
 #[derive(Debug, clap::Args)]
 pub struct IndexArguments {
     /// Stop at the head of the chain instead of following it.
     #[arg(long)]
     once: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct RegisterArguments {
-    /// JSON metadata to publish on chain; made from the configuration when left out.
-    #[arg(long, value_name = "JSON")]
-    metadata: Option<String>,
 }
 
 /// Runs the node until it is told to stop (SIGINT, SIGTERM) or a task breaks down.
@@ -125,49 +114,4 @@ pub fn progress(what: &'static str) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} {per_sec} eta {eta}").expect("a valid constant");
     ProgressBar::new(0).with_style(style).with_message(what)
-}
-
-/// Allows the registry to take the stake and registers the configured account.
-pub async fn register(global: &Global, arguments: &RegisterArguments) -> Result<()> {
-    let config = configuration(global)?;
-    let Some(host) = &config.host else {
-        bail!(Fault::Usage.of(anyhow::anyhow!("{} has no [host] section", global.config.display())));
-    };
-    let chain = connect(&config).await?;
-    let signer = key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?;
-    let us = signer.address();
-    if chain.is_active(us).await? {
-        bail!("{us} is registered already");
-    }
-    let contracts = *chain.contracts();
-    let stake = chain.stake_min().await?;
-    let (fab, gas) = (chain.balance(contracts.governance_token, us).await?, chain.balance(Address::ZERO, us).await?);
-    if fab < stake || gas.is_zero() {
-        bail!(
-            "{us} has {} FAB and {} ETH, needs {} FAB and some ETH for gas",
-            super::decimal(fab, 18),
-            super::decimal(gas, 18),
-            super::decimal(stake, 18)
-        );
-    }
-    let metadata = match &arguments.metadata {
-        Some(metadata) => {
-            serde_json::from_str::<serde_json::Value>(metadata)
-                .context("--metadata is not JSON")
-                .map_err(|error| Fault::Usage.of(error))?;
-            metadata.clone()
-        }
-        None => {
-            let identity = crate::p2p::identity::load_or_create(&config.data_dir.join("peer.key"))?;
-            json!({ "peer": identity.public().to_peer_id().to_string() }).to_string()
-        }
-    };
-    let approve = call::approve(contracts.governance_token, contracts.node_registry, stake);
-    chain.transact(&signer, &approve, MINED_WITHIN).await.context("allow the stake")?;
-    let mined = chain.transact(&signer, &contracts.register(metadata), MINED_WITHIN).await.context("register")?;
-    if global.json {
-        return print_json(&json!({ "host": us, "stake": stake.to_string(), "tx": mined.hash }));
-    }
-    println!("registered {us} with {} FAB in block {}", super::decimal(stake, 18), mined.block.number);
-    Ok(())
 }

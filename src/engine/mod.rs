@@ -361,6 +361,14 @@ fn backend() -> &'static LlamaBackend {
     })
 }
 
+/// Returns the id of the model in a file.
+///
+/// # Errors
+/// If the file cannot be read or is not GGUF.
+pub fn model_id(path: &Path) -> Result<ModelId> {
+    identify(path).map(|(id, _)| id).with_context(|| format!("model {}", path.display()))
+}
+
 /// Returns the digest and size of the file, having checked that it says it is GGUF.
 fn identify(path: &Path) -> Result<(ModelId, u64)> {
     let mut file = File::open(path).context("open the file")?;

@@ -69,7 +69,10 @@ pub struct Terms {
     pub requires_proof: bool,
     /// In gigabytes as the renter states it.
     pub min_gpu_memory: u64,
+    /// Least score of a host that claims it, 0 to 1000.
     pub min_reputation: u64,
+    /// The only host that may claim it.
+    pub reserved_for: Option<Address>,
 }
 
 /// What a host binds itself to before it knows which positions will be opened.
@@ -95,6 +98,11 @@ pub enum Event {
         job: JobId,
         host: Address,
     },
+    /// The host gave it up; hosts of other controllers than its own may claim it.
+    JobReopened {
+        job: JobId,
+        controller: Address,
+    },
     ResultCommitted {
         job: JobId,
         host: Address,
@@ -107,6 +115,11 @@ pub enum Event {
     JobCompleted {
         job: JobId,
         output: String,
+    },
+    /// The payment waits for the arbiter.
+    JobDisputed {
+        job: JobId,
+        disputer: Address,
     },
     ReleaseDue {
         job: JobId,
@@ -139,9 +152,18 @@ pub enum Event {
         host: Address,
         amount: U256,
     },
+    HostSlashed {
+        host: Address,
+        amount: U256,
+    },
     MetadataUpdated {
         host: Address,
         metadata: String,
+    },
+    ReputationUpdated {
+        host: Address,
+        /// 0 to 1000.
+        score: u64,
     },
     /// Known by name, folded by nobody.
     Noted {
@@ -156,9 +178,11 @@ impl Event {
         match self {
             Event::JobTerms { .. } => "JobTerms",
             Event::JobClaimed { .. } => "JobClaimed",
+            Event::JobReopened { .. } => "JobReopened",
             Event::ResultCommitted { .. } => "ResultCommitted",
             Event::BeaconPinned { .. } => "BeaconPinned",
             Event::JobCompleted { .. } => "JobCompleted",
+            Event::JobDisputed { .. } => "JobDisputed",
             Event::ReleaseDue { .. } => "JobReleaseDue",
             Event::PaymentReleased { .. } => "PaymentReleased",
             Event::PaymentRefunded { .. } => "PaymentRefunded",
@@ -166,7 +190,9 @@ impl Event {
             Event::HostRegistered { .. } => "NodeRegistered",
             Event::HostUnregistered { .. } => "NodeUnregistered",
             Event::StakeAdded { .. } => "StakeAdded",
+            Event::HostSlashed { .. } => "NodeSlashed",
             Event::MetadataUpdated { .. } => "MetadataUpdated",
+            Event::ReputationUpdated { .. } => "ReputationUpdated",
             Event::Noted { name, .. } => name,
         }
     }
@@ -176,9 +202,11 @@ impl Event {
         match self {
             Event::JobTerms { job, .. }
             | Event::JobClaimed { job, .. }
+            | Event::JobReopened { job, .. }
             | Event::ResultCommitted { job, .. }
             | Event::BeaconPinned { job, .. }
             | Event::JobCompleted { job, .. }
+            | Event::JobDisputed { job, .. }
             | Event::ReleaseDue { job, .. }
             | Event::PaymentReleased { job, .. }
             | Event::PaymentRefunded { job, .. }
@@ -187,7 +215,9 @@ impl Event {
             Event::HostRegistered { .. }
             | Event::HostUnregistered { .. }
             | Event::StakeAdded { .. }
-            | Event::MetadataUpdated { .. } => None,
+            | Event::HostSlashed { .. }
+            | Event::MetadataUpdated { .. }
+            | Event::ReputationUpdated { .. } => None,
         }
     }
 }

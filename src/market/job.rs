@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! Posted ──claimed──► Claimed ──committed──► Committed ──completed──► Completed ──released──► Released
-//!    └───────refunded──────┴───────refunded──────┴────────────► Refunded
+//!  │  ▲                  │ │                   │ │                     │    └─disputed─► Disputed ─┘
+//!  │  └─────reopened─────┴─│─────reopened──────┘ │                     │                  │
+//!  └───────refunded────────┴──────refunded───────┴──────refunded───────┴─────refunded─────┴──► Refunded
 //! ```
 //! `Claimed → Completed` without a commitment does not exist on the contract. A reorg is not a transition: the facts
 //! that fell away are left out and the rest is folded again.
@@ -58,21 +60,47 @@ impl Work {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     Posted,
-    Claimed { host: Address },
-    Committed { host: Address, commitment: Commitment },
-    Completed { host: Address, commitment: Commitment, output: String, release_at: UnixSeconds },
-    Released { host: Address, commitment: Commitment, output: String, amount: U256 },
-    Refunded { host: Option<Address>, amount: U256 },
+    Claimed {
+        host: Address,
+    },
+    Committed {
+        host: Address,
+        commitment: Commitment,
+    },
+    Completed {
+        host: Address,
+        commitment: Commitment,
+        output: String,
+        release_at: UnixSeconds,
+    },
+    /// `release_at` is from when the payment may be asked for although the arbiter has not decided.
+    Disputed {
+        host: Address,
+        commitment: Commitment,
+        output: String,
+        release_at: UnixSeconds,
+    },
+    Released {
+        host: Address,
+        commitment: Commitment,
+        output: String,
+        amount: U256,
+    },
+    Refunded {
+        host: Option<Address>,
+        amount: U256,
+    },
 }
 
 impl State {
-    /// Returns the state's name: `posted`, `claimed`, `committed`, `completed`, `released` or `refunded`.
+    /// Returns the state's name: `posted`, `claimed`, `committed`, `completed`, `disputed`, `released` or `refunded`.
     pub fn name(&self) -> &'static str {
         match self {
             State::Posted => "posted",
             State::Claimed { .. } => "claimed",
             State::Committed { .. } => "committed",
             State::Completed { .. } => "completed",
+            State::Disputed { .. } => "disputed",
             State::Released { .. } => "released",
             State::Refunded { .. } => "refunded",
         }
@@ -163,7 +191,7 @@ pub enum Outcome {
     Settled,
     /// The renter has the money back.
     Refunded,
-    /// Another host took it, whatever became of it there.
+    /// Another host took it, whatever becomes of it there; one that gives it up gives it back to all.
     Lost,
     /// The deadline passed with the money still locked: anyone may refund it.
     Expired,
@@ -261,6 +289,10 @@ impl Job {
     fn apply_event(&mut self, event: &Event) -> Result<(), Conflict> {
         match (&mut self.state, event) {
             (State::Posted, Event::JobClaimed { host, .. }) => self.state = State::Claimed { host: *host },
+            (State::Claimed { .. } | State::Committed { .. }, Event::JobReopened { .. }) => {
+                // The contract forgets the commitment, and with it the positions that were drawn.
+                (self.state, self.beacon) = (State::Posted, None);
+            }
             (State::Claimed { host: claimer }, Event::ResultCommitted { host, commitment, .. }) if claimer == host => {
                 self.state = State::Committed { host: *host, commitment: *commitment };
             }
@@ -272,24 +304,44 @@ impl Job {
                     release_at: UnixSeconds(u64::MAX),
                 };
             }
-            (State::Completed { release_at, .. }, Event::ReleaseDue { at, .. }) => *release_at = *at,
-            (State::Completed { host, commitment, output, .. }, Event::PaymentReleased { amount, .. }) => {
+            (State::Completed { host, commitment, output, release_at }, Event::JobDisputed { .. }) => {
+                self.state = State::Disputed {
+                    host: *host,
+                    commitment: *commitment,
+                    output: output.clone(),
+                    release_at: *release_at,
+                };
+            }
+            (
+                State::Completed { release_at, .. } | State::Disputed { release_at, .. },
+                Event::ReleaseDue { at, .. },
+            ) => *release_at = *at,
+            (
+                State::Completed { host, commitment, output, .. } | State::Disputed { host, commitment, output, .. },
+                Event::PaymentReleased { amount, .. },
+            ) => {
                 self.state =
                     State::Released { host: *host, commitment: *commitment, output: output.clone(), amount: *amount };
             }
-            (State::Completed { .. } | State::Released { .. }, Event::EscrowReleased { net, fee, .. }) => {
-                self.escrow_released = Some((*net, *fee));
-            }
+            (
+                State::Completed { .. } | State::Disputed { .. } | State::Released { .. },
+                Event::EscrowReleased { net, fee, .. },
+            ) => self.escrow_released = Some((*net, *fee)),
             (State::Posted, Event::PaymentRefunded { amount, .. }) => {
                 self.state = State::Refunded { host: None, amount: *amount };
             }
-            (State::Claimed { host } | State::Committed { host, .. }, Event::PaymentRefunded { amount, .. }) => {
-                self.state = State::Refunded { host: Some(*host), amount: *amount };
-            }
+            (
+                State::Claimed { host }
+                | State::Committed { host, .. }
+                | State::Completed { host, .. }
+                | State::Disputed { host, .. },
+                Event::PaymentRefunded { amount, .. },
+            ) => self.state = State::Refunded { host: Some(*host), amount: *amount },
             // Anyone may pin the beacon of a commitment at any later time, also when nobody needs it any more.
             (
                 State::Committed { .. }
                 | State::Completed { .. }
+                | State::Disputed { .. }
                 | State::Released { .. }
                 | State::Refunded { host: Some(_), .. },
                 Event::BeaconPinned { beacon, .. },
@@ -309,6 +361,7 @@ impl Job {
             State::Claimed { host }
             | State::Committed { host, .. }
             | State::Completed { host, .. }
+            | State::Disputed { host, .. }
             | State::Released { host, .. } => Some(*host),
             State::Refunded { host, .. } => *host,
         }
@@ -326,9 +379,12 @@ impl Job {
             State::Released { .. } if untold => Next::Do(Duty::Announce),
             State::Released { .. } => Next::Done(Outcome::Settled),
             // Before the receipt: without a peer to take it, it would be owed for ever and the money never asked for.
-            State::Completed { release_at, .. } if now >= *release_at => Next::Do(Duty::Release),
-            State::Completed { .. } if untold => Next::Do(Duty::Announce),
+            State::Completed { release_at, .. } | State::Disputed { release_at, .. } if now >= *release_at => {
+                Next::Do(Duty::Release)
+            }
+            State::Completed { .. } | State::Disputed { .. } if untold => Next::Do(Duty::Announce),
             State::Completed { .. } => Next::Wait("the challenge window"),
+            State::Disputed { .. } => Next::Wait("the arbiter"),
             _ if expired => Next::Done(Outcome::Expired),
             _ if self.abandoned.is_some() => Next::Done(Outcome::Abandoned),
             State::Posted if self.chosen => Next::Wait("our claim"),
@@ -364,6 +420,7 @@ mod tests {
     const RIVAL: Address = Address::repeat_byte(0xbb);
     const DEADLINE: u64 = 1000;
     const RELEASE_AT: u64 = 2000;
+    const LAPSES_AT: u64 = 2500;
     const BEACON: B256 = B256::repeat_byte(0xbe);
     const COMMITMENT: Commitment = Commitment {
         root: B256::repeat_byte(1),
@@ -390,6 +447,7 @@ mod tests {
             requires_proof,
             min_gpu_memory: 0,
             min_reputation: 0,
+            reserved_for: None,
         };
         chain(Event::JobTerms { job: ID, terms })
     }
@@ -422,6 +480,18 @@ mod tests {
     }
     fn refunded() -> Fact {
         chain(Event::PaymentRefunded { job: ID, renter: Address::repeat_byte(9), amount: U256::from(100) })
+    }
+    fn reopened_by(controller: Address) -> Fact {
+        chain(Event::JobReopened { job: ID, controller })
+    }
+    fn reopened() -> Fact {
+        reopened_by(RIVAL)
+    }
+    fn disputed() -> Fact {
+        chain(Event::JobDisputed { job: ID, disputer: Address::repeat_byte(9) })
+    }
+    fn due_later() -> Fact {
+        chain(Event::ReleaseDue { job: ID, at: UnixSeconds(LAPSES_AT) })
     }
     fn noted() -> Fact {
         chain(Event::Noted { name: "JobPosted", job: Some(ID) })
@@ -547,6 +617,36 @@ mod tests {
     }
 
     #[test]
+    fn a_job_given_up_is_open_again() {
+        let given_up = [posted(), claimed(RIVAL), committed_to(RIVAL, COMMITMENT), pinned(), reopened()];
+        owes(&given_up, EARLY, Do(Consider));
+        owes(&[given_up.as_slice(), &[chosen()]].concat(), EARLY, Wait("our claim"));
+        assert_eq!((job(&given_up).host(), job(&given_up).beacon), (None, None));
+        let ours = [given_up.as_slice(), &[claimed(US), committed(), inferred(), chosen()]].concat();
+        owes(&ours, EARLY, Wait("the block after the commitment"));
+        owes(&[posted(), claimed(US), reopened(), abandoned()], EARLY, Done(Abandoned));
+        owes(&[given_up.as_slice(), &[refunded()]].concat(), DEADLINE, Done(Refunded));
+        // Twice in one block, by two hosts: that is not one fact told twice.
+        let other = Address::repeat_byte(0xcc);
+        owes(&[given_up.as_slice(), &[claimed(other), reopened_by(other)]].concat(), EARLY, Do(Consider));
+    }
+
+    #[test]
+    fn a_disputed_payment_waits_for_the_arbiter_or_lapses() {
+        let base = [posted(), claimed(US), committed(), completed(), due(), disputed(), due_later(), inferred()];
+        let with = |facts: &[Fact]| [base.as_slice(), facts].concat();
+        owes(&base, RELEASE_AT, Do(Announce));
+        owes(&with(&[announced()]), RELEASE_AT, Wait("the arbiter"));
+        owes(&with(&[announced()]), LAPSES_AT, Do(Release));
+        owes(&base, LAPSES_AT, Do(Release));
+        owes(&with(&[escrow(), released(), announced()]), RELEASE_AT, Done(Settled));
+        owes(&with(&[refunded()]), RELEASE_AT, Done(Refunded));
+        assert_eq!(job(&with(&[refunded()])).host(), Some(US));
+        // The host may agree to a refund of what it completed, dispute or not.
+        owes(&[posted(), claimed(US), committed(), completed(), due(), refunded()], RELEASE_AT, Done(Refunded));
+    }
+
+    #[test]
     fn each_fact_leaves_its_mark() {
         let all =
             job(&[posted(), noted(), claimed(US), committed(), completed(), due(), escrow(), released(), pinned()]);
@@ -581,6 +681,10 @@ mod tests {
         assert_eq!(conflict(&[posted(), claimed(US), claimed(RIVAL)]), "job 7: JobClaimed cannot follow claimed");
         assert_eq!(conflict(&[posted(), claimed(RIVAL), committed()]), "job 7: ResultCommitted cannot follow claimed");
         assert_eq!(conflict(&[posted(), claimed(US), completed()]), "job 7: JobCompleted cannot follow claimed");
+        assert_eq!(conflict(&[posted(), reopened()]), "job 7: JobReopened cannot follow posted");
+        assert_eq!(conflict(&[posted(), claimed(US), disputed()]), "job 7: JobDisputed cannot follow claimed");
+        let twice = [posted(), claimed(US), committed(), completed(), reopened()];
+        assert_eq!(conflict(&twice), "job 7: JobReopened cannot follow completed");
         let paid = [posted(), claimed(US), committed(), completed(), released(), refunded()];
         assert_eq!(conflict(&paid), "job 7: PaymentRefunded cannot follow released");
     }
@@ -612,6 +716,9 @@ mod tests {
             escrow(),
             released(),
             refunded(),
+            reopened(),
+            disputed(),
+            due_later(),
             noted(),
             Fact::Beacon(BEACON),
         ]);
@@ -620,14 +727,22 @@ mod tests {
 
     /// The chain facts of one job as the contract may emit them, up to an end or short of it.
     fn history() -> impl Strategy<Value = Vec<Fact>> {
-        let ends = (prop::sample::select(vec![US, RIVAL]), any::<bool>(), 0..5usize, any::<bool>());
-        (ends, 0..10usize, prop::collection::vec(0..10usize, 0..3)).prop_map(
-            |((host, proof, stages, refund), kept, remarks)| {
+        let ways = (any::<bool>(), any::<bool>(), any::<bool>());
+        let ends = (prop::sample::select(vec![US, RIVAL]), any::<bool>(), 0..5usize, ways);
+        (ends, 0..14usize, prop::collection::vec(0..14usize, 0..3)).prop_map(
+            |((host, proof, stages, (refund, given_up, dispute)), kept, remarks)| {
                 let commit = [committed_to(host, COMMITMENT), Fact::Beacon(BEACON)];
+                // Told once, a fact tells nothing again: the one who gave it up is not the one who claims it next.
+                let first = Address::repeat_byte(0xcc);
+                let lost = [claimed(first), committed_to(first, COMMITMENT), reopened_by(first)];
+                let post = [&[posted_with(proof)][..], if given_up { &lost } else { &[] }].concat();
+                let dispute_facts = [disputed(), due_later()];
+                let disputing = if dispute { &dispute_facts[..] } else { &[] };
+                let complete = [&[completed(), due()][..], disputing].concat();
                 let pay = [escrow(), released(), pinned()];
-                let stage = [&[posted_with(proof)][..], &[claimed(host)], &commit, &[completed(), due()], &pay];
+                let stage = [&post[..], &[claimed(host)], &commit, &complete, &pay];
                 let mut facts = stage[..=stages].concat();
-                if refund && stages < 3 {
+                if refund && stages < 4 {
                     facts.push(refunded());
                 }
                 remarks.into_iter().for_each(|place| facts.insert(place.min(facts.len()), noted()));
@@ -670,13 +785,16 @@ mod tests {
         fn an_end_is_final_while_the_chain_grows(
             history in history(), work in prop::collection::vec(any_work(), 0..5), now in 0..3000u64, wait in 0..3000u64,
         ) {
-            let next = |known: usize, now| {
+            let fold = |known: usize| {
                 let facts = [&history[..known], &work].concat();
-                Some(Job::fold(ID, &facts).expect("no prefix conflicts")?.next(US, UnixSeconds(now)))
+                Job::fold(ID, &facts).expect("no prefix conflicts")
             };
+            let next = |known: usize, now| Some(fold(known)?.next(US, UnixSeconds(now)));
             for known in 0..=history.len() {
                 let end = next(known, now);
-                if let Some(Done(Settled | Refunded | Lost)) = end {
+                // Whoever has it may give it up until it is completed.
+                let claimed = fold(known).is_some_and(|job| matches!(job.state, State::Claimed { .. } | State::Committed { .. }));
+                if !claimed && let Some(Done(Settled | Refunded | Lost)) = end {
                     for longer in known..=history.len() {
                         prop_assert_eq!(next(longer, now + wait), end);
                     }

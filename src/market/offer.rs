@@ -6,10 +6,11 @@
 //! Unknown fields are ignored, so that these messages can grow.
 
 use alloy::primitives::Signature;
+use alloy::sol_types::SolStruct;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::types::{Address, Bytes, Cid, JobId, ModelId, U256, UnixSeconds};
+use super::types::{Address, B256, Bytes, Cid, JobId, ModelId, U256, UnixSeconds};
 
 /// The version of the token stream this node speaks.
 pub const STREAM_VERSION: &str = "1.0.0";
@@ -101,7 +102,7 @@ pub struct StreamInit {
     pub job: JobId,
     /// The first output position wanted, from 0: not 0 when resuming.
     pub from_index: u32,
-    /// The renter's signature (65 bytes) of [`stream_statement`].
+    /// The renter's signature of [`stream_statement`]: 65 bytes of a key's, or what the renter's contract takes (ERC-1271).
     pub signature: Bytes,
 }
 
@@ -149,16 +150,41 @@ impl StreamInit {
     /// Returns the account that signed this request to `peer` (base58 text) on `chain_id`.
     ///
     /// # Errors
-    /// If the signature is no signature. Whether the account is the job's renter is for the caller to check.
+    /// If the signature is no key's. Whether the account is the job's renter is for the caller to check.
     pub fn signer(&self, peer: &str, chain_id: u64) -> Result<Address> {
         signer(&self.signature, &stream_statement(self.job, peer, chain_id))
             .with_context(|| format!("request for the tokens of job {}", self.job))
     }
 }
 
+alloy::sol! {
+    /// What the owner of a smart account signs for it.
+    struct MarketAccountMessage {
+        bytes32 hash;
+    }
+}
+
+/// Returns what the owner of the smart account `account` signs so that the account says `hash`.
+///
+/// Source: EIP-712, <https://eips.ethereum.org/EIPS/eip-712>; the domain is that of `contracts/src/MarketAccount.sol`.
+pub fn account_hash(account: Address, chain_id: u64, hash: B256) -> B256 {
+    let domain = alloy::sol_types::eip712_domain! {
+        name: "Fabstir MarketAccount",
+        version: "1",
+        chain_id: chain_id,
+        verifying_contract: account,
+    };
+    MarketAccountMessage { hash }.eip712_signing_hash(&domain)
+}
+
 /// Returns the text a host signs to say that `peer` (base58 text) acts for it.
 pub fn peer_statement(peer: &str, host: Address, chain_id: u64, registry: Address) -> String {
     format!("Fabstir: this peer acts for this host.\npeer {peer}\nhost {host}\nchain {chain_id}\nregistry {registry}")
+}
+
+/// Returns the hash of [`stream_statement`] that is signed: a key's by EIP-191, a contract's by ERC-1271.
+pub fn stream_hash(job: JobId, peer: &str, chain_id: u64) -> B256 {
+    alloy::primitives::eip191_hash_message(stream_statement(job, peer, chain_id))
 }
 
 /// Returns the text a renter signs to receive the tokens of `job` from `peer` (base58 text).
@@ -209,6 +235,20 @@ mod tests {
         assert_ne!(init.signer("12D3KooWOther", 31337).ok(), Some(renter.address()));
         let other = StreamInit { job: JobId(4), ..init };
         assert_ne!(other.signer(PEER, 31337).ok(), Some(renter.address()));
+    }
+
+    #[test]
+    fn an_accounts_owner_signs_for_one_account_and_chain() {
+        let hash = stream_hash(JobId(3), PEER, 31337);
+        let message = account_hash(REGISTRY, 31337, hash);
+        // Written down from outside: `cast` over the definition of EIP-712.
+        assert_eq!(
+            message,
+            alloy::primitives::b256!("55c6a268fd941d799e42843d73d123bc02d8379eb581b70c3a2d625c2aec8540")
+        );
+        assert_ne!(message, account_hash(REGISTRY, 1, hash));
+        assert_ne!(message, account_hash(Address::ZERO, 31337, hash));
+        assert_ne!(message, account_hash(REGISTRY, 31337, stream_hash(JobId(4), PEER, 31337)));
     }
 
     #[test]

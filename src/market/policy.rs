@@ -12,12 +12,16 @@ use super::types::{Address, Cid, ModelId, U256, UnixSeconds};
 /// What this host sells and under which limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
+    /// The account that would claim.
+    pub host: Address,
     /// By model: the most output tokens one job may ask for.
     pub models: BTreeMap<ModelId, u32>,
     /// Smallest acceptable net price of 1000 output tokens, by payment token (zero address: ETH), in its smallest unit.
     pub price_per_1k: BTreeMap<Address, U256>,
-    /// The escrow's fee in hundredths of a percent.
+    /// The escrow's fee of new jobs in hundredths of a percent: what quotes reckon with.
     pub fee_bps: u16,
+    /// What a job puts at risk of the host's stake, in FAB's smallest unit.
+    pub job_stake: U256,
     /// Speed this host counts on, in output tokens per second; at least 1.
     pub tokens_per_second: u32,
     /// Seconds kept free before a deadline for commitment, proof and three transactions.
@@ -33,8 +37,27 @@ pub struct Circumstances {
     pub now: UnixSeconds,
     /// What the escrow contract says it holds for this job, in the job's token.
     pub escrowed: U256,
+    /// The fee that it will take of that, in hundredths of a percent.
+    pub fee_bps: u16,
+    /// Left out while it has not been asked for: its rules do not answer then.
+    pub standing: Option<Standing>,
     pub input_held: bool,
     pub slots_free: u32,
+}
+
+/// What the contracts say of this host and of the market now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// In FAB's smallest unit.
+    pub stake: U256,
+    /// Jobs this host claimed that have not ended on chain.
+    pub open_jobs: u32,
+    /// Registered with its stake whole, and not leaving.
+    pub active: bool,
+    /// 0 to 1000.
+    pub reputation: u64,
+    /// 0, 1 (no new jobs) or 2 (and no claims).
+    pub breaker_level: u64,
 }
 
 /// One rule's answer.
@@ -85,7 +108,13 @@ impl Policy {
         let limit = tokens_max.unwrap_or(0);
         rule("length", terms.max_tokens <= limit, format!("{} tokens asked, at most {limit} served", terms.max_tokens));
 
-        let net = self.net_of_fee(terms.payment);
+        rule(
+            "reserved",
+            terms.reserved_for.is_none_or(|host| host == self.host),
+            terms.reserved_for.map_or("for any host".into(), |host| format!("for {host}")),
+        );
+
+        let net = net_of_fee(terms.payment, at.fee_bps);
         let asked = self.price(terms.token, terms.max_tokens);
         rule(
             "price",
@@ -111,6 +140,24 @@ impl Policy {
             format!("{} {}", terms.input, if at.input_held { "held" } else { "not held" }),
         );
         rule("capacity", at.slots_free > 0, format!("{} slots free", at.slots_free));
+        if let Some(standing) = at.standing {
+            let needed = self.job_stake.saturating_mul(U256::from(standing.open_jobs) + U256::from(1));
+            rule(
+                "stake",
+                standing.active && standing.stake >= needed,
+                format!(
+                    "{} at stake, {needed} needed with {} open jobs, active {}",
+                    standing.stake, standing.open_jobs, standing.active
+                ),
+            );
+            rule(
+                "reputation",
+                standing.reputation >= terms.min_reputation,
+                format!("{} of {} asked", standing.reputation, terms.min_reputation),
+            );
+            let level = standing.breaker_level;
+            rule("breaker", level < 2, format!("the marketplace is at level {level}"));
+        }
         Verdict { findings }
     }
 
@@ -130,11 +177,11 @@ impl Policy {
     pub fn seconds_for(&self, tokens: u32) -> u64 {
         self.margin_seconds.saturating_add(u64::from(tokens.div_ceil(self.tokens_per_second.max(1))))
     }
+}
 
-    fn net_of_fee(&self, payment: U256) -> U256 {
-        // Past 2^242 the product saturates and the fee comes out too low: the escrow holds real balances, far under that.
-        payment.saturating_sub(payment.saturating_mul(U256::from(self.fee_bps)) / U256::from(10_000))
-    }
+fn net_of_fee(payment: U256, fee_bps: u16) -> U256 {
+    // Past 2^242 the product saturates and the fee comes out too low: the escrow holds real balances, far under that.
+    payment.saturating_sub(payment.saturating_mul(U256::from(fee_bps)) / U256::from(10_000))
 }
 
 #[cfg(test)]
@@ -146,9 +193,11 @@ mod tests {
 
     fn policy() -> Policy {
         Policy {
+            host: Address::repeat_byte(8),
             models: [(ModelId([1; 32]), 64)].into(),
             price_per_1k: [(Address::ZERO, U256::from(1000))].into(),
             fee_bps: 250,
+            job_stake: U256::from(10),
             tokens_per_second: 10,
             margin_seconds: 30,
             proves: true,
@@ -169,6 +218,7 @@ mod tests {
             requires_proof: true,
             min_gpu_memory: 0,
             min_reputation: 0,
+            reserved_for: None,
         };
         change(&mut terms);
         let posted = Fact::Chain {
@@ -178,9 +228,18 @@ mod tests {
         Job::fold(JobId(1), [&posted]).unwrap().unwrap()
     }
 
+    const SOUND: Standing = Standing {
+        stake: U256::from_limbs([1000, 0, 0, 0]),
+        open_jobs: 99,
+        active: true,
+        reputation: 500,
+        breaker_level: 1,
+    };
     const FINE: Circumstances = Circumstances {
         now: UnixSeconds(1000),
         escrowed: U256::from_limbs([100, 0, 0, 0]),
+        fee_bps: 250,
+        standing: Some(SOUND),
         input_held: true,
         slots_free: 1,
     };
@@ -204,6 +263,16 @@ mod tests {
         assert_eq!(refused(&same, Circumstances { now: UnixSeconds(1067), ..FINE }), "deadline");
         assert_eq!(refused(&same, Circumstances { input_held: false, ..FINE }), "input");
         assert_eq!(refused(&same, Circumstances { slots_free: 0, ..FINE }), "capacity");
+        assert_eq!(refused(&|t| t.reserved_for = Some(Address::repeat_byte(9)), FINE), "reserved");
+        assert_eq!(refused(&|t| t.reserved_for = Some(Address::repeat_byte(8)), FINE), "none");
+        assert_eq!(refused(&same, Circumstances { fee_bps: 6100, ..FINE }), "price");
+        let stands = |standing: Standing| Circumstances { standing: Some(standing), ..FINE };
+        assert_eq!(refused(&same, stands(Standing { open_jobs: 100, ..SOUND })), "stake");
+        assert_eq!(refused(&same, stands(Standing { active: false, ..SOUND })), "stake");
+        assert_eq!(refused(&|t| t.min_reputation = 500, FINE), "none");
+        assert_eq!(refused(&|t| t.min_reputation = 501, FINE), "reputation");
+        assert_eq!(refused(&same, stands(Standing { breaker_level: 2, ..SOUND })), "breaker");
+        assert_eq!(refused(&|t| t.min_reputation = 501, Circumstances { standing: None, ..FINE }), "none");
         let cannot = Policy { proves: false, ..policy() };
         assert_eq!(cannot.judge(&job(|_| ()), &FINE).refusal().unwrap().rule, "proof");
     }
@@ -214,7 +283,7 @@ mod tests {
         for fee_bps in [9_999, 10_000, u16::MAX] {
             let host = Policy { fee_bps, ..policy() };
             assert!(host.gross(U256::from(1000)) >= U256::from(10_000_000));
-            assert!(!host.judge(&job(|_| ()), &FINE).claims(), "fee {fee_bps}");
+            assert!(!host.judge(&job(|_| ()), &Circumstances { fee_bps, ..FINE }).claims(), "fee {fee_bps}");
         }
         let dear = Policy { price_per_1k: [(Address::ZERO, U256::MAX)].into(), ..policy() };
         assert_eq!(dear.judge(&job(|_| ()), &FINE).refusal().unwrap().rule, "price");
@@ -226,8 +295,8 @@ mod tests {
     fn a_gross_price_covers_its_net_price_and_no_more_than_needed() {
         for net in [1u64, 40, 977, 1_000_003] {
             let gross = policy().gross(U256::from(net));
-            assert!(policy().net_of_fee(gross) >= U256::from(net), "net {net}");
-            assert!(policy().net_of_fee(gross - U256::from(2)) < U256::from(net), "net {net}");
+            assert!(net_of_fee(gross, 250) >= U256::from(net), "net {net}");
+            assert!(net_of_fee(gross - U256::from(2), 250) < U256::from(net), "net {net}");
         }
     }
 }

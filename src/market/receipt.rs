@@ -142,6 +142,7 @@ impl SignedReceipt {
         ensure!(job.host() == Some(receipt.host), "{} does not hold the job", receipt.host);
         let (State::Committed { commitment, .. }
         | State::Completed { commitment, .. }
+        | State::Disputed { commitment, .. }
         | State::Released { commitment, .. }) = &job.state
         else {
             anyhow::bail!("the job is {}: no result is committed", job.state.name());
@@ -197,6 +198,7 @@ mod tests {
             requires_proof: true,
             min_gpu_memory: 0,
             min_reputation: 0,
+            reserved_for: None,
         }
     }
 

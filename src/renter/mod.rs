@@ -8,16 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::timeout;
 
-use crate::chain::call::{self, Order};
+use crate::chain::call::{self, Call, Order};
 use crate::chain::{Chain, Mined, Signer};
 use crate::market::commitment::tokens_digest;
 use crate::market::event::Event;
 use crate::market::job::{Job, State};
 use crate::market::offer::{
-    Capabilities, Quote, Request, Response, STREAM_VERSION, StreamInit, StreamMessage, stream_statement,
+    Capabilities, Quote, Request, Response, STREAM_VERSION, StreamInit, StreamMessage, account_hash, stream_hash,
 };
 use crate::market::receipt::SignedReceipt;
-use crate::market::types::{Address, Cid, JobId, ModelId, U256};
+use crate::market::types::{Address, B256, Cid, JobId, ModelId, U256};
 use crate::p2p::{P2p, PeerId};
 
 /// How long a transaction may take to be mined.
@@ -30,6 +30,9 @@ pub struct Renter {
     pub chain: Chain,
     pub p2p: P2p,
     pub signer: Signer,
+    /// The smart account that posts, if it is not the signer itself but an account of the signer's: then its jobs are posted
+    /// by user operations, and what the signer signs for it is bound to it.
+    pub account: Option<Address>,
 }
 
 /// A host that serves the model at a price, checked against the chain.
@@ -57,6 +60,11 @@ pub struct Answer {
 }
 
 impl Renter {
+    /// Returns the renter of the signer's own account.
+    pub fn new(chain: Chain, p2p: P2p, signer: Signer) -> Self {
+        Self { chain, p2p, signer, account: None }
+    }
+
     /// Returns hosts that serve `model` and quote a job of that size in `token`, cheapest first. Hosts that do not
     /// answer, are not who they say, or are not active on chain are left out.
     ///
@@ -155,7 +163,9 @@ impl Renter {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         let (output, receipt) = loop {
             let peer = offer.peer.to_string();
-            let signature = self.signer.sign_text(&stream_statement(job, &peer, self.chain.id()))?;
+            let hash = stream_hash(job, &peer, self.chain.id());
+            let hash = self.account.map_or(hash, |account| account_hash(account, self.chain.id(), hash));
+            let signature = self.signer.sign_hash(hash)?;
             let init = StreamInit { version: STREAM_VERSION.into(), job, from_index: tokens.len() as u32, signature };
             let mut reader =
                 timeout(patience, self.p2p.open_tokens(offer.peer, init)).await.context("open the stream")??;
@@ -229,7 +239,35 @@ impl Renter {
     /// # Errors
     /// If the contract refuses: the deadline has not passed, or the job has ended.
     pub async fn refund(&self, job: JobId) -> Result<U256> {
-        let mined = self.chain.transact(&self.signer, &self.chain.contracts().expire(job), MINED_WITHIN).await?;
+        self.refunded_by(&self.chain.contracts().expire(job)).await
+    }
+
+    /// Takes a job back that no host has claimed. Returns the refunded amount.
+    ///
+    /// # Errors
+    /// If the contract refuses: a host has claimed it, or it is another renter's.
+    pub async fn cancel(&self, job: JobId) -> Result<U256> {
+        self.refunded_by(&self.chain.contracts().cancel(job)).await
+    }
+
+    /// Puts a completed job before the arbiter. `evidence` is the digest of what the renter will show it.
+    ///
+    /// # Errors
+    /// If the contract refuses: it is another renter's, or its challenge window is over.
+    pub async fn dispute(&self, job: JobId, evidence: B256) -> Result<Mined> {
+        self.chain.transact(&self.signer, &self.chain.contracts().dispute(job, evidence), MINED_WITHIN).await
+    }
+
+    /// Rates the host of a job that was paid for, 1 (worst) to 5, once.
+    ///
+    /// # Errors
+    /// If the contract refuses.
+    pub async fn rate(&self, job: JobId, rating: u8, feedback: String) -> Result<Mined> {
+        self.chain.transact(&self.signer, &self.chain.contracts().rate(job, rating, feedback), MINED_WITHIN).await
+    }
+
+    async fn refunded_by(&self, call: &Call) -> Result<U256> {
+        let mined = self.chain.transact(&self.signer, call, MINED_WITHIN).await?;
         let decode = self.chain.decoder();
         let refunded = mined.logs.iter().find_map(|log| match decode(log) {
             Ok(Event::PaymentRefunded { amount, .. }) => Some(amount),

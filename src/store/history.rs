@@ -232,7 +232,9 @@ impl JobRow {
         let (tokens, output, paid) = match &job.state {
             State::Posted | State::Claimed { .. } => (None, None, None),
             State::Committed { commitment, .. } => (Some(commitment.tokens), None, None),
-            State::Completed { commitment, output, .. } => (Some(commitment.tokens), Some(output.clone()), None),
+            State::Completed { commitment, output, .. } | State::Disputed { commitment, output, .. } => {
+                (Some(commitment.tokens), Some(output.clone()), None)
+            }
             State::Released { commitment, output, amount, .. } => {
                 (Some(commitment.tokens), Some(output.clone()), Some(*amount))
             }

@@ -68,6 +68,7 @@ fn terms(job: JobId) -> Terms {
         requires_proof: true,
         min_gpu_memory: 0,
         min_reputation: 0,
+        reserved_for: None,
     }
 }
 
@@ -569,7 +570,7 @@ async fn the_database_refuses_impossible_rows() {
         )
     };
     let (host, none) = ("zeroblob(20)", "NULL");
-    let held = ["claimed", "committed", "completed", "released"];
+    let held = ["claimed", "committed", "completed", "disputed", "released"];
     let refused = [job("posted", host), job("lost", none), job("claimed", "zeroblob(19)")]
         .into_iter()
         .chain(held.map(|state| job(state, none)))

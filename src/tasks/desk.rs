@@ -13,11 +13,11 @@ use crate::engine::Engine;
 use crate::market::job::{Inferred, Job};
 use crate::market::offer::{
     Capabilities, ModelOffer, Price, Quote, Request, Response, STREAM_VERSION, StreamInit, StreamMessage,
-    peer_statement,
+    peer_statement, stream_hash,
 };
 use crate::market::policy::Policy;
 use crate::market::transcript::Transcript;
-use crate::market::types::UnixSeconds;
+use crate::market::types::{Address, ModelId, UnixSeconds};
 use crate::p2p::{P2p, TokenWriter};
 use crate::store::{Store, clock};
 
@@ -74,13 +74,7 @@ impl Desk {
         Ok(Capabilities { host, chain_id, models, peer_proof: self.signer.sign_text(&statement)? })
     }
 
-    fn quote(
-        &self,
-        model: crate::market::types::ModelId,
-        max_tokens: u32,
-        token: crate::market::types::Address,
-        input_bytes: u64,
-    ) -> Result<Response> {
+    fn quote(&self, model: ModelId, max_tokens: u32, token: Address, input_bytes: u64) -> Result<Response> {
         let served = *self.policy.models.get(&model).with_context(|| format!("model {model} is not served here"))?;
         ensure!((1..=served).contains(&max_tokens), "max_tokens is {max_tokens}, not between 1 and {served}");
         ensure!(input_bytes <= PROMPT_BYTES_MAX as u64, "a prompt of {input_bytes} bytes, at most {PROMPT_BYTES_MAX}");
@@ -114,7 +108,7 @@ impl Desk {
 
     async fn serve(&self, init: &StreamInit, writer: &mut TokenWriter) -> Result<()> {
         ensure!(init.version == STREAM_VERSION, "stream version {:?}, this host speaks {STREAM_VERSION}", init.version);
-        let asker = init.signer(&self.p2p.peer_id().to_string(), self.chain.id())?;
+        let mut known = false;
         let mut next = init.from_index;
         let (mut changes, mut openings) = (self.store.changes(), self.live.openings());
         let give_up = Instant::now() + UNKNOWN_JOB_WAIT;
@@ -124,12 +118,10 @@ impl Desk {
             let job = self.store.job(init.job).await?;
             let unknown = job.is_none();
             if let Some(job) = job {
-                ensure!(
-                    job.terms.renter == asker,
-                    "job {} is {}'s, the request is signed by {asker}",
-                    job.id,
-                    job.terms.renter
-                );
+                if !known {
+                    self.check_asker(init, job.terms.renter).await?;
+                    known = true;
+                }
                 if let Some(inferred) = &job.inferred {
                     return self.finish(&job, inferred, next, writer).await;
                 }
@@ -144,6 +136,19 @@ impl Desk {
                 () = tokio::time::sleep_until(give_up), if unknown => bail!("job {} is not on the chain", init.job),
             }
         }
+    }
+
+    /// Fails unless the job's renter signed the request: with its key, or as its contract says.
+    async fn check_asker(&self, init: &StreamInit, renter: Address) -> Result<()> {
+        let (peer, chain) = (self.p2p.peer_id().to_string(), self.chain.id());
+        let signer = init.signer(&peer, chain);
+        if signer.as_ref().is_ok_and(|signer| *signer == renter) {
+            return Ok(());
+        }
+        if self.chain.signed_by_contract(renter, stream_hash(init.job, &peer, chain), &init.signature).await? {
+            return Ok(());
+        }
+        bail!("job {} is {renter}'s, the request is signed by {}", init.job, signer?);
     }
 
     /// Fails when no result will come.

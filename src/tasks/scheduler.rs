@@ -99,13 +99,16 @@ impl Scheduler {
         let mut at = Circumstances {
             now,
             escrowed: job.terms.payment,
+            fee_bps: self.policy.fee_bps,
+            standing: None,
             input_held: input.is_some_and(|cid| self.content.has(&cid)),
             slots_free: self.slots.saturating_sub(taken),
         };
         let mut verdict = self.policy.judge(job, &at);
         if verdict.claims() {
-            // The one rule that costs a call is asked last.
-            at.escrowed = self.chain.escrowed(job.id).await?;
+            // The rules that cost calls are asked last.
+            let (escrowed, standing) = tokio::try_join!(self.chain.escrowed(job.id), self.chain.standing(self.us))?;
+            (at.escrowed, at.fee_bps, at.standing) = (escrowed.amount, escrowed.fee_bps, Some(standing));
             verdict = self.policy.judge(job, &at);
         }
         if let Some(refusal) = verdict.refusal() {

@@ -13,8 +13,7 @@ use crate::world::{World, peer, until_job};
 async fn audit_finds_a_tampered_row() -> Result<()> {
     let world = World::new().await?;
     let node = world.observer("node", None).await?;
-    let renter =
-        Renter { chain: world.chain.clone(), p2p: peer(&node.p2p).await?, signer: world.account("renter").await? };
+    let renter = Renter::new(world.chain.clone(), peer(&node.p2p).await?, world.account("renter").await?);
     let posted = renter.post(&world.order(Address::ZERO, U256::from(1_000_000), 60)).await?;
     world.devnet.rpc("evm_increaseTime", serde_json::json!([61])).await?;
     world.mine().await?;

@@ -43,14 +43,8 @@ async fn an_observer_in_a_container_follows_a_chain_in_another_and_reports_its_l
         .with_env_var("RPC_URL", format!("http://{}:8545", anvil.get_bridge_ip_address().await?))
         .with_env_var("CHAIN_ID", ANVIL_CHAIN_ID.to_string());
     // No key and no model: that makes it an observer.
-    for (name, address) in [
-        ("CONTRACT_GOVERNANCE_TOKEN", contracts.governance_token),
-        ("CONTRACT_NODE_REGISTRY", contracts.node_registry),
-        ("CONTRACT_PAYMENT_ESCROW", contracts.payment_escrow),
-        ("CONTRACT_JOB_MARKETPLACE", contracts.job_marketplace),
-        ("CONTRACT_PROOF_SYSTEM", contracts.proof_system),
-    ] {
-        node = node.with_env_var(name, address.to_string());
+    for (name, address) in contracts.named() {
+        node = node.with_env_var(format!("CONTRACT_{}", name.to_uppercase()), address.to_string());
     }
     let node = node.start().await.context("start the observer and wait until it is ready")?;
 

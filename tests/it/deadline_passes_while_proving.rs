@@ -1,4 +1,4 @@
-//! The deadline passes while the host proves: it submits nothing, and the renter has all its money back.
+//! The deadline passes while the host proves: it submits nothing, the renter has all its money back, the host is slashed.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -45,12 +45,19 @@ async fn deadline_passes_while_proving() -> Result<()> {
     until_job(&host, posted.job, "proved all the same", |job| job.proved.is_some()).await?;
     nothing_left(&host).await?;
 
+    let (before, fab) = (world.chain.standing(us).await?, world.book.contracts.governance_token);
+    let treasury = world.chain.balance(fab, world.book.contracts.timelock).await?;
     assert_eq!(renter.refund(posted.job).await?, offer.quote.price);
     let job = until_job(&host, posted.job, "refunded", |job| matches!(job.state, State::Refunded { .. })).await?;
     assert_eq!(job.state, State::Refunded { host: Some(us), amount: offer.quote.price });
-    assert_eq!(world.chain.escrowed(posted.job).await?, U256::ZERO);
+    assert_eq!(world.chain.escrowed(posted.job).await?.amount, U256::ZERO);
     assert_eq!(transactions(&host, posted.job, "complete").await?, []);
     assert_eq!(inferences(&host, posted.job).await?, 1);
+    // The host pays for it: a hundredth of its stake, and 50 points.
+    let (after, slashed) = (world.chain.standing(us).await?, world.chain.job_stake().await?);
+    assert_eq!((after.stake, after.open_jobs, after.active), (before.stake - slashed, before.open_jobs - 1, false));
+    assert_eq!(after.reputation, before.reputation - 50);
+    assert_eq!(world.chain.balance(fab, world.book.contracts.timelock).await?, treasury + slashed);
     nothing_left(&host).await?;
     host.stop().await;
     Ok(())

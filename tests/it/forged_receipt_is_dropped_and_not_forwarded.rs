@@ -17,8 +17,7 @@ async fn forged_receipt_is_dropped_and_not_forwarded() -> Result<()> {
     let host = world.account("host").await?;
     world.register(&host).await?;
     let middle = world.observer("middle", None).await?;
-    let renter =
-        Renter { chain: world.chain.clone(), p2p: peer(&middle.p2p).await?, signer: world.account("renter").await? };
+    let renter = Renter::new(world.chain.clone(), peer(&middle.p2p).await?, world.account("renter").await?);
 
     let posted = renter.post(&world.order(Address::ZERO, U256::from(1_000_000), 3600)).await?;
     let output = Cid::of(b"the output");

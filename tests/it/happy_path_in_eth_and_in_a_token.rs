@@ -29,7 +29,7 @@ async fn happy_path_in_eth_and_in_a_token() -> Result<()> {
         if !token.is_zero() {
             assert_eq!(world.chain.balance(token, account).await? - before, net);
         }
-        assert_eq!(world.chain.escrowed(posted.job).await?, U256::ZERO);
+        assert_eq!(world.chain.escrowed(posted.job).await?.amount, U256::ZERO);
     }
     until("two receipts at the second node", || async { Ok(second.store.peer_receipts().await?.len() == 2) }).await?;
     for node in [&host, &second] {

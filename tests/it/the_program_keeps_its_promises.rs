@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
+use fabstir::chain::call;
 use fabstir::market::types::{Address, U256};
 use fabstir::node::Node;
 use fabstir::renter::Renter;
@@ -89,8 +90,7 @@ async fn an_operator_reads_and_an_auditor_checks() -> Result<()> {
     let world = World::new().await?;
     let config = world.config("node", false, &world.devnet.rpc_url, &[])?;
     let node = Node::start(&config).await?;
-    let renter =
-        Renter { chain: world.chain.clone(), p2p: peer(&node.p2p).await?, signer: world.account("renter").await? };
+    let renter = Renter::new(world.chain.clone(), peer(&node.p2p).await?, world.account("renter").await?);
     let posted = renter.post(&world.order(Address::ZERO, U256::from(1_000_000), 3600)).await?;
     until_job(&node, posted.job, "posted", |_| true).await?;
     until("ready", || async { Ok(node.health.problems().is_empty()) }).await?;
@@ -116,6 +116,69 @@ async fn an_operator_reads_and_an_auditor_checks() -> Result<()> {
     let different = run(&["audit"])?;
     assert_eq!(code(&different), Some(4));
     assert!(stderr(&different).contains("job 1: column payment"), "{}", stderr(&different));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_comes_tops_up_and_leaves_with_its_stake() -> Result<()> {
+    let world = World::new().await?;
+    let host = world.account("host").await?.address();
+    world.config("host", true, &world.devnet.rpc_url, &[])?;
+    let file = world.folder.path().join("host.toml").display().to_string();
+    let run = |arguments: &[&str]| fabstir(&[&["-c", &file, "--json"], arguments].concat());
+    let json = |arguments: &[&str]| -> Result<Value> {
+        let output = run(arguments)?;
+        ensure!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let fab = world.book.contracts.governance_token;
+    let stake = world.chain.balance(fab, host).await?;
+    json(&["register"])?;
+    assert!(stderr(&run(&["register"])?).contains("registered already"));
+    let said: Value = serde_json::from_str(json(&["metadata"])?["metadata"].as_str().context("text")?)?;
+    assert_eq!(said["models"][0]["id"], world.model.to_string());
+    assert_eq!(said["circuits"], serde_json::json!(["select-v1/J1S2K8"]));
+    assert!(said["price_per_1k"][Address::ZERO.to_string()].is_string() && said["peer"].is_string(), "{said}");
+
+    let poor = run(&["stake", "add", "5"])?;
+    assert!(stderr(&poor).contains("needs 5 FAB"), "{}", stderr(&poor));
+    assert_eq!(code(&run(&["stake", "add", "much"])?), Some(2));
+    let five = U256::from(5) * U256::from(10).pow(U256::from(18));
+    world.devnet.send(&call::transfer(fab, host, five)).await?;
+    assert_eq!(json(&["stake", "add", "5"])?["stake"], (stake + five).to_string());
+    assert_eq!(json(&["stake", "leave"])?["active"], false);
+    assert_eq!(json(&["stake", "stay"])?["active"], true);
+    json(&["stake", "leave"])?;
+    let early = run(&["stake", "withdraw"])?;
+    assert!(stderr(&early).contains("NotUnbonded"), "{}", stderr(&early));
+    world.devnet.rpc("evm_increaseTime", serde_json::json!([14 * 24 * 3600])).await?;
+    world.mine().await?;
+    assert_eq!(json(&["stake", "withdraw"])?["stake"], "0");
+    assert_eq!(world.chain.balance(fab, host).await?, stake + five);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renter_takes_a_job_back_and_is_told_what_it_may_not() -> Result<()> {
+    let world = World::new().await?;
+    let node = Node::start(&world.config("node", false, &world.devnet.rpc_url, &[])?).await?;
+    let renter = Renter::new(world.chain.clone(), peer(&node.p2p).await?, world.account("renter").await?);
+    let job = renter.post(&world.order(Address::ZERO, U256::from(1_000_000), 3600)).await?.job.to_string();
+    let path = |name: &str| world.folder.path().join(name).display().to_string();
+    let (file, keystore, password) = (path("node.toml"), path("renter.json"), path("password"));
+    let run = |command: &str, rest: &[&str]| {
+        let common = ["-c", &file, "--json", command, &job, "--keystore", &keystore, "--password-file", &password];
+        fabstir(&[&common, rest].concat())
+    };
+    let early = run("dispute", &["--evidence", &file])?;
+    assert!(stderr(&early).contains("WrongStatus"), "{}", stderr(&early));
+    assert!(stderr(&run("rate", &["5"])?).contains("NotPaid"));
+    assert_eq!(code(&run("rate", &["6"])?), Some(2));
+    assert_eq!(code(&run("dispute", &["--evidence", "/nowhere"])?), Some(2));
+    let cancelled: Value = serde_json::from_slice(&run("cancel", &[])?.stdout)?;
+    assert_eq!(cancelled["refunded"], "1000000");
+    assert!(stderr(&run("cancel", &[])?).contains("WrongStatus"));
+    node.stop().await;
     Ok(())
 }
 

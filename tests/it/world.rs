@@ -54,12 +54,17 @@ pub struct World {
 impl World {
     /// A chain that mines each transaction at once and a block four times a second besides.
     pub async fn new() -> Result<World> {
+        World::with_window(1).await
+    }
+
+    /// As [`World::new`], with a challenge window of so many seconds.
+    pub async fn with_window(challenge_window: u64) -> Result<World> {
         // What the nodes log, where RUST_LOG asks for it.
         let log = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _ = log.with_test_writer().try_init();
         let contracts = root().join("contracts");
         let devnet = Devnet::start(&contracts).await?;
-        let book = devnet::deploy(&devnet.rpc_url, &contracts, 1).await?;
+        let book = devnet::deploy(&devnet.rpc_url, &contracts, challenge_window).await?;
         let chain = Chain::connect(&devnet.rpc_url, devnet::CHAIN_ID, book.contracts).await?;
         let folder = tempfile::tempdir()?;
         let digest = {
@@ -129,6 +134,15 @@ impl World {
         Ok(signer)
     }
 
+    /// Makes a call as the contracts' owner, which is the timelock: a vote takes ten days, and is rehearsed in the contracts'
+    /// own tests.
+    pub async fn as_owner(&self, call: &call::Call) -> Result<()> {
+        let owner = self.book.contracts.timelock;
+        self.devnet.fund(owner, U256::from(ETH)).await?;
+        self.devnet.rpc("anvil_impersonateAccount", json!([owner])).await?;
+        self.devnet.send_from(owner, call).await
+    }
+
     /// Registers an account as a host.
     pub async fn register(&self, signer: &Signer) -> Result<()> {
         let contracts = self.chain.contracts();
@@ -145,20 +159,13 @@ impl World {
 
     /// The configuration of a node named `name`: a host with that account's key, or an observer.
     pub fn config(&self, name: &str, host: bool, rpc_url: &str, bootstrap: &[p2p::Multiaddr]) -> Result<Config> {
-        let contracts = self.book.contracts;
         let bootstrap: Vec<String> = bootstrap.iter().map(ToString::to_string).collect();
         let mut text = format!(
-            "data_dir = \"{name}\"\n[chain]\nid = {}\nrpc_url = \"{rpc_url}\"\nstart_block = {}\npoll_ms = 100\n[contracts]\n\
-             governance_token = \"{}\"\nnode_registry = \"{}\"\npayment_escrow = \"{}\"\njob_marketplace = \"{}\"\n\
-             proof_system = \"{}\"\n[p2p]\nlisten = [\"/ip4/127.0.0.1/tcp/0\"]\nbootstrap = {bootstrap:?}\nmdns = false\n\
-             [http]\nlisten = \"127.0.0.1:0\"\n",
+            "data_dir = \"{name}\"\n[chain]\nid = {}\nrpc_url = \"{rpc_url}\"\nstart_block = {}\npoll_ms = 100\n{}[p2p]\n\
+             listen = [\"/ip4/127.0.0.1/tcp/0\"]\nbootstrap = {bootstrap:?}\nmdns = false\n[http]\nlisten = \"127.0.0.1:0\"\n",
             devnet::CHAIN_ID,
             self.book.block,
-            contracts.governance_token,
-            contracts.node_registry,
-            contracts.payment_escrow,
-            contracts.job_marketplace,
-            contracts.proof_system,
+            self.book.contracts.section(),
         );
         if host {
             text += &format!(
@@ -200,7 +207,7 @@ impl World {
     pub async fn renter(&self, node: &Node) -> Result<Renter> {
         let signer = self.account("renter").await?;
         let p2p = peer(&node.p2p).await?;
-        Ok(Renter { chain: self.chain.clone(), p2p, signer })
+        Ok(Renter::new(self.chain.clone(), p2p, signer))
     }
 
     /// Finds the host, hands it the question, posts and returns the offer with the job.

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {TestUsd} from "../../script/TestUsd.sol";
 import {GovernanceToken} from "../../src/GovernanceToken.sol";
 import {JobMarketplace} from "../../src/JobMarketplace.sol";
 import {NodeRegistry} from "../../src/NodeRegistry.sol";
 import {PaymentEscrow} from "../../src/PaymentEscrow.sol";
 import {ProofSystem} from "../../src/ProofSystem.sol";
+import {ReputationSystem} from "../../src/ReputationSystem.sol";
 import {Test} from "./Test.sol";
 import {TestVerifier} from "./TestVerifier.sol";
 
@@ -16,7 +18,7 @@ abstract contract World is Test {
     bytes32 internal constant CIRCUIT = keccak256("select-v1/J1S2K8");
     uint256 internal constant SPOTS = 2;
     uint256 internal constant WINDOW = 1 hours;
-    uint256 internal constant FEE_BPS = 250;
+    uint16 internal constant FEE_BPS = 250;
     uint256 internal constant TIME = 10 minutes;
     uint256 internal constant PRICE = 1 ether;
     string internal constant CID = "blake3-result";
@@ -26,11 +28,14 @@ abstract contract World is Test {
     NodeRegistry internal registry;
     PaymentEscrow internal escrow;
     ProofSystem internal proofSystem;
+    ReputationSystem internal reputation;
     JobMarketplace internal marketplace;
     TestVerifier internal verifier;
 
     address internal owner = address(0x0A1);
     address internal treasury = address(0x0A2);
+    address internal arbiter = address(0x0A3);
+    address internal guardian = address(0x0A4);
     address internal renter = address(0x0B1);
     address internal host = address(0x0C1);
     address internal rival = address(0x0C2);
@@ -41,15 +46,18 @@ abstract contract World is Test {
         vm.roll(1000);
         fab = new GovernanceToken(address(this));
         usd = new TestUsd(address(this));
-        address predicted = vm.computeCreateAddress(address(this), vm.getNonce(address(this)) + 3);
-        registry = new NodeRegistry(fab, predicted);
-        escrow = new PaymentEscrow(predicted, treasury, FEE_BPS);
-        proofSystem = new ProofSystem(owner, JobMarketplace(predicted));
-        marketplace = new JobMarketplace(owner, registry, escrow, proofSystem, WINDOW);
+        address predicted = vm.computeCreateAddress(address(this), vm.getNonce(address(this)) + 4);
+        registry = new NodeRegistry(owner, fab, predicted, treasury, NodeRegistry(address(0)));
+        escrow = new PaymentEscrow(owner, predicted, treasury, FEE_BPS);
+        proofSystem = new ProofSystem(owner, JobMarketplace(predicted), fab, treasury);
+        reputation = new ReputationSystem(owner, JobMarketplace(predicted), ReputationSystem(address(0)));
+        marketplace = new JobMarketplace(owner, registry, escrow, proofSystem, reputation, WINDOW);
         vm.assertEq(address(marketplace), predicted);
         verifier = new TestVerifier();
         vm.startPrank(owner);
         marketplace.allowToken(address(usd), true);
+        marketplace.setArbiter(arbiter);
+        marketplace.setGuardian(guardian, true);
         proofSystem.registerCircuit(CIRCUIT, circuit());
         vm.stopPrank();
         vm.deal(renter, 100 ether);
@@ -61,6 +69,7 @@ abstract contract World is Test {
         return ProofSystem.Circuit({
             verifier: address(verifier),
             codehash: address(verifier).codehash,
+            jobs: 1,
             spots: uint16(SPOTS),
             candidates: 8,
             active: true,
@@ -93,6 +102,13 @@ abstract contract World is Test {
         vm.stopPrank();
     }
 
+    /// Has `who` start to leave and waits until it may.
+    function unbond(address who) internal {
+        vm.prank(who);
+        registry.startUnbonding();
+        vm.warp(block.timestamp + registry.UNBONDING_TIME());
+    }
+
     function post() internal returns (uint256) {
         return post(details(), requirements());
     }
@@ -115,8 +131,28 @@ abstract contract World is Test {
     }
 
     function claim(uint256 jobId) internal {
-        vm.prank(host);
+        claimAs(host, jobId);
+    }
+
+    function claimAs(address who, uint256 jobId) internal {
+        vm.prank(who);
         marketplace.claimJob(jobId);
+    }
+
+    /// A batch of one job.
+    function posting(address token, uint256 payment, address reservedFor)
+        internal
+        pure
+        returns (JobMarketplace.Posting[] memory postings)
+    {
+        postings = new JobMarketplace.Posting[](1);
+        postings[0] = JobMarketplace.Posting(details(), requirements(), token, payment, reservedFor);
+    }
+
+    /// Posts a job in ETH that only `who` may claim.
+    function postReserved(address who) internal returns (uint256) {
+        vm.prank(renter);
+        return marketplace.postJobs{value: PRICE}(posting(address(0), PRICE, who));
     }
 
     /// Commits the host to `nTokens` records, whose digests are `digest(position)`, and lets the beacon's block pass.
@@ -139,8 +175,55 @@ abstract contract World is Test {
     }
 
     function release(uint256 jobId) internal {
-        vm.warp(marketplace.getJob(jobId).releaseAt);
+        uint256 releaseAt = marketplace.getJob(jobId).releaseAt;
+        if (block.timestamp < releaseAt) vm.warp(releaseAt);
         marketplace.releasePayment(jobId);
+    }
+
+    /// Has the renter dispute a completed job.
+    function dispute(uint256 jobId) internal {
+        vm.prank(renter);
+        marketplace.disputeJob(jobId, "evidence");
+    }
+
+    /// Has `who`, which is given the bond for it, challenge a completed job.
+    function challenge(address who, uint256 jobId) internal {
+        uint256 bond = proofSystem.challengeBond();
+        fab.transfer(who, bond);
+        vm.startPrank(who);
+        fab.approve(address(proofSystem), bond);
+        proofSystem.challenge(jobId, "evidence");
+        vm.stopPrank();
+    }
+
+    function resolve(uint256 jobId, bool favorClient) internal {
+        vm.prank(arbiter);
+        marketplace.resolveDispute(jobId, favorClient);
+    }
+
+    /// The fee of the payment `amount`.
+    function feeOf(uint256 amount) internal pure returns (uint256) {
+        return amount * FEE_BPS / 10_000;
+    }
+
+    function assertStatus(uint256 jobId, JobMarketplace.JobStatus status) internal view {
+        vm.assertEq(uint256(marketplace.getJob(jobId).status), uint256(status));
+    }
+
+    function assertEscrow(uint256 jobId, PaymentEscrow.State state) internal view {
+        vm.assertEq(uint256(escrow.getEscrow(jobId).state), uint256(state));
+    }
+
+    function wrongStatus(uint256 jobId, JobMarketplace.JobStatus have, JobMarketplace.JobStatus need)
+        internal
+        pure
+        returns (bytes memory)
+    {
+        return abi.encodeWithSelector(JobMarketplace.WrongStatus.selector, jobId, have, need);
+    }
+
+    function notOwner(address who) internal pure returns (bytes memory) {
+        return abi.encodeWithSelector(Ownable.OwnableUnauthorizedAccount.selector, who);
     }
 
     /// Posts, claims and commits a job of five tokens.
@@ -156,6 +239,11 @@ abstract contract World is Test {
         complete(jobId);
     }
 
+    function single(uint256 jobId) internal pure returns (uint256[] memory jobIds) {
+        jobIds = new uint256[](1);
+        jobIds[0] = jobId;
+    }
+
     // The host's side of a proof.
 
     function prove(uint256 jobId) internal view returns (bytes memory) {
@@ -167,21 +255,44 @@ abstract contract World is Test {
     }
 
     /// What an honest host submits for a committed job.
-    function submission(uint256 jobId) internal view returns (ProofSystem.Submission memory s) {
-        uint32 nTokens = proofSystem.commitmentOf(jobId).nTokens;
-        uint256 levels = depth(nTokens);
-        s.circuitId = CIRCUIT;
+    function submission(uint256 jobId) internal view returns (ProofSystem.Submission memory) {
+        return submission(single(jobId), CIRCUIT, SPOTS);
+    }
+
+    /// What an honest host submits for several committed jobs with a circuit of `spots` spots per job.
+    function submission(uint256[] memory jobIds, bytes32 circuitId, uint256 spots)
+        internal
+        view
+        returns (ProofSystem.Submission memory s)
+    {
+        uint256 all = jobIds.length * spots;
+        s.circuitId = circuitId;
         s.proof = "proof";
-        s.instances = new uint256[](3 + 4 * SPOTS);
-        s.paths = new bytes32[](SPOTS * levels);
-        s.instances[2 + SPOTS] = proofSystem.contextOf(jobId, CIRCUIT);
-        for (uint256 spot = 0; spot < SPOTS; spot++) {
-            uint256 position = proofSystem.positionOf(jobId, spot);
-            s.instances[2 + spot] = uint256(digest(position));
-            s.instances[3 + SPOTS + spot] = proofSystem.drawOf(jobId, position);
-            for (uint256 level = 0; level < levels; level++) {
-                s.paths[spot * levels + level] = node(nTokens, level, (position >> level) ^ 1);
+        s.instances = new uint256[](2 + jobIds.length + 4 * all);
+        for (uint256 i = 0; i < jobIds.length; i++) {
+            s.instances[2 + all + i] = proofSystem.contextOf(jobIds[i], circuitId);
+            for (uint256 spot = 0; spot < spots; spot++) {
+                uint256 position = proofSystem.positionOf(jobIds[i], spot);
+                s.instances[2 + i * spots + spot] = uint256(digest(position));
+                s.instances[2 + all + jobIds.length + i * spots + spot] = proofSystem.drawOf(jobIds[i], position);
+                s.paths = append(s.paths, pathOf(jobIds[i], position));
             }
+        }
+    }
+
+    /// The siblings of the record at `position`, from the leaf up.
+    function pathOf(uint256 jobId, uint256 position) internal view returns (bytes32[] memory path) {
+        uint32 nTokens = proofSystem.commitmentOf(jobId).nTokens;
+        path = new bytes32[](depth(nTokens));
+        for (uint256 level = 0; level < path.length; level++) {
+            path[level] = node(nTokens, level, (position >> level) ^ 1);
+        }
+    }
+
+    function append(bytes32[] memory some, bytes32[] memory more) internal pure returns (bytes32[] memory all) {
+        all = new bytes32[](some.length + more.length);
+        for (uint256 i = 0; i < all.length; i++) {
+            all[i] = i < some.length ? some[i] : more[i - some.length];
         }
     }
 
