@@ -1,6 +1,9 @@
 //! Scenarios on real parts, each file named as a sentence. One binary: every further one would link everything again.
 
+mod a_job_given_up_is_taken_by_another;
 mod a_node_that_cannot_work_refuses_to_start;
+mod a_pause_meets_a_pending_claim;
+mod a_smart_account_rents;
 mod architecture;
 mod audit_finds_a_tampered_row;
 mod claim_lost_to_a_rival;
@@ -9,9 +12,11 @@ mod deadline_passes_while_proving;
 mod each_wrong_proof_is_refused_on_chain;
 mod forged_receipt_is_dropped_and_not_forwarded;
 mod happy_path_in_eth_and_in_a_token;
+mod one_proof_completes_four_jobs;
 mod reorg_takes_the_claim_away_and_gives_it_back;
 mod restart_between_inference_and_proof;
 mod restart_between_sign_and_send;
 mod rpc_gone_for_a_minute;
+mod the_arbiter_decides_a_dispute;
 mod the_program_keeps_its_promises;
 mod world;
