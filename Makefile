@@ -22,12 +22,16 @@ export CMAKE_CXX_COMPILER_LAUNCHER := ccache
 endif
 
 deny_version := 0.20.2
+slither_version := 0.11.6
+slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
+
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
-.PHONY: help demo test setup check fmt lint doc deny advisories contracts-test abi clean
+.PHONY: help demo test setup check fmt lint doc deny advisories abi clean
+.PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: setup ## one job from post to payment on a local chain; ARGS="--keep --json" goes to the demo
 	@cargo run --quiet -- demo $(ARGS)
@@ -38,7 +42,7 @@ test: setup contracts-test ## every test: contracts, library, scenarios, contain
 setup: ## install and build what the other commands need; says what is missing
 	@tools/setup.sh
 
-check: setup fmt lint doc deny abi-check ## what must hold before the tests run
+check: setup fmt lint doc deny abi-check contracts-gas contracts-analyze ## what must hold before the tests run
 
 fmt: setup ## the formatting of Rust and Solidity
 	cargo fmt --check
@@ -59,6 +63,25 @@ advisories: $(deny) ## known vulnerabilities; fetches the advisory database
 contracts-test: setup ## the contracts' unit, fuzz and invariant tests
 	npm --prefix contracts test --silent
 
+contracts-invariants: setup ## the same for longer: 2048 runs of 1000 calls, 10000 runs of each fuzz test
+	npm --prefix contracts run --silent invariants
+
+contracts-coverage: setup ## lines and branches of the contracts that their tests reach
+	npm --prefix contracts run --silent coverage
+
+contracts-gas: setup ## fails when a call costs other gas than contracts/snapshots says
+	npm --prefix contracts run --silent gas:check
+
+contracts-analyze: setup $(slither) ## static analysis of the contracts; fails on any finding
+	@cd contracts && FOUNDRY_OFFLINE=true FOUNDRY_SOLC=$$PWD/tools/solc PATH=$$PWD/node_modules/.bin:$$PATH \
+	  FOUNDRY_OUT=$(CURDIR)/.fabstir/analysis/out FOUNDRY_CACHE_PATH=$(CURDIR)/.fabstir/analysis/cache \
+	  $(slither) . --config-file slither.config.json
+
+gas: setup ## what a job costs in gas with real proofs, as one JSON object: alone, and per job of four
+	@mkdir -p .fabstir
+	@GAS_JSON=$(CURDIR)/.fabstir/gas.json cargo test --quiet --test it one_proof_completes_four_jobs >&2
+	@cat .fabstir/gas.json
+
 abi: setup ## write abi/*.json from the contracts
 	npm --prefix contracts run --silent abi
 
@@ -76,3 +99,7 @@ $(deny):
 	CARGO_TARGET_DIR=$(cache)/tools/target cargo install cargo-deny --version $(deny_version) --locked --no-default-features \
 	  --root $(cache)/tools/cargo-deny-$(deny_version) --quiet
 	rm -rf $(cache)/tools/target
+
+$(slither):
+	python3 -m venv .fabstir/slither-$(slither_version)
+	.fabstir/slither-$(slither_version)/bin/pip install --quiet --disable-pip-version-check slither-analyzer==$(slither_version)
