@@ -23,7 +23,8 @@ import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 /// is what the calls send plus, when no paymaster pays, the most the operation's gas may cost; of a token, what is approved.
 /// So limits do not bound allowances that the owner leaves standing: a session may have a target of its scope use those. An
 /// allowance that a session made outlives it. And a call's arguments are not looked at: a function that pays whom its
-/// argument names (`PaymentEscrow.withdraw`) should be in nobody's scope.
+/// argument names (`PaymentEscrow.withdraw`, ERC-677's `transferAndCall` of a token without a limit) should be in nobody's
+/// scope.
 contract MarketAccount is Account, Initializable, EIP712, IERC1271 {
     using ERC4337Utils for PackedUserOperation;
 
