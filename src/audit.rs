@@ -1,6 +1,7 @@
 //! The auditor's replay: fetch again, fold again, compare with what a database says.
 //!
-//! Believes neither the database nor the node that wrote it, only the endpoint it asks. Changes nothing.
+//! Believes neither the database nor the node that wrote it, and the endpoint it asks no further than it must: which chain is
+//! the canonical one. What each block logged is proven by its hash where the endpoint has receipts. Changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::chain::Chain;
-use crate::market::event::Event;
+use crate::market::event::{Event, Range};
 use crate::market::job::{Fact, Job};
 use crate::market::types::{B256, JobId};
 use crate::store::{JobFilter, JobRow, Store};
@@ -23,6 +24,10 @@ pub struct Report {
     pub from: u64,
     pub to: u64,
     pub blocks: u64,
+    /// Of these, blocks whose logs are proven by their hashes; of the others the endpoint's word was taken.
+    pub proven: u64,
+    /// Why the first of the others is not proven.
+    pub unproven: Option<String>,
     /// Logs on the chain in that range.
     pub events: u64,
     pub jobs: u64,
@@ -45,6 +50,8 @@ pub async fn run(store: &Store, chain: &Chain, progress: impl Fn(u64, u64)) -> R
         from,
         to,
         blocks: to - from + 1,
+        proven: 0,
+        unproven: None,
         events: 0,
         jobs: 0,
         journal_head: B256::ZERO,
@@ -55,7 +62,12 @@ pub async fn run(store: &Store, chain: &Chain, progress: impl Fn(u64, u64)) -> R
     let mut next = from;
     while next <= to {
         let last = to.min(next + BLOCKS_PER_STEP - 1);
-        let (headers, logs) = chain.range(next, last).await?;
+        let Range { headers, proofs, logs } = chain.range(next, last).await?;
+        for (header, proof) in headers.iter().zip(proofs) {
+            report.proven += u64::from(proof.level.is_proven());
+            let reason = proof.reason.map(|reason| format!("block {}: {reason}", header.block.number));
+            report.unproven = report.unproven.take().or(reason);
+        }
         let blocks = store.blocks(next, last).await?;
         let mine = store.logs(next, last).await?;
         for header in &headers {

@@ -94,6 +94,9 @@ pub struct HostConfig {
     /// Addresses at which peers reach the host from outside, as multiaddresses; published when it registers.
     #[serde(default)]
     pub public_addresses: Vec<String>,
+    /// Whether to claim jobs of blocks whose logs are not proven: only for an endpoint that gives no receipts, and is trusted.
+    #[serde(default)]
+    pub claim_unproven: bool,
     /// Output tokens per second this host counts on when it looks at a deadline.
     #[serde(default = "default_tokens_per_second")]
     pub tokens_per_second: u32,

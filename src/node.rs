@@ -49,6 +49,7 @@ struct Host {
     engines: Arc<Vec<Engine>>,
     prover: Arc<Prover>,
     policy: Policy,
+    claims_unproven: bool,
     slots: u32,
     fee_cap_max: u128,
 }
@@ -146,6 +147,7 @@ impl Node {
             metrics: metrics.clone(),
             policy: host.policy.clone(),
             us,
+            claims_unproven: host.claims_unproven,
             slots: host.slots,
             declined: Default::default(),
         };
@@ -371,7 +373,8 @@ impl Host {
         };
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
-        Ok(Host { signer, engines, prover, policy, slots, fee_cap_max: host.fee_cap_max_wei.into() })
+        let claims_unproven = host.claim_unproven;
+        Ok(Host { signer, engines, prover, policy, claims_unproven, slots, fee_cap_max: host.fee_cap_max_wei.into() })
     }
 }
 

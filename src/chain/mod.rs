@@ -7,6 +7,7 @@ mod abi;
 pub mod call;
 mod decode;
 pub mod key;
+mod prove;
 mod send;
 
 use std::time::Duration;
@@ -23,7 +24,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::market::event::{Header, RawLog};
+use crate::market::event::{Header, Level, Proof, Range, RawLog};
 use crate::market::job::{Fact, Job};
 use crate::market::policy::Standing;
 use crate::market::types::{BlockRef, JobId, UnixSeconds};
@@ -32,6 +33,8 @@ pub use send::{Fees, Mined, Sent, Signer};
 
 /// Headers asked for in one JSON-RPC batch.
 const HEADERS_PER_BATCH: u64 = 50;
+/// Blocks whose receipts are asked for in one JSON-RPC batch: 100 logs are about 80 kB.
+const RECEIPTS_PER_BATCH: usize = 10;
 /// Blocks read at once when a job is looked up without a store.
 const BLOCKS_PER_READ: u64 = 100;
 /// Longest wait for one JSON-RPC answer.
@@ -176,33 +179,98 @@ impl Chain {
         Ok(self.provider.get_block_by_number(tag).await?.map(|block| header(&block)))
     }
 
-    /// Returns the headers of blocks `from..=to` and all logs of our contracts in them, in chain order. The headers link
-    /// to each other and every log lies in one of them; the caller checks that the first continues what it has.
+    /// Returns blocks `from..=to` with all logs of our contracts in them, in chain order. The headers link to each other; the
+    /// caller checks that the first continues what it has.
+    ///
+    /// Which logs a block has is taken from its bloom and its receipts, both checked against its hash ([`prove`]), never from
+    /// what the endpoint finds: a log that it leaves out is not missed. A block that cannot be proven, because the endpoint
+    /// has no receipts of it or others than the header's, gets what the endpoint says, and the reason.
     ///
     /// # Errors
     /// If the endpoint fails, lacks a block, or its chain moved during the reading. Calling again is safe.
-    pub async fn range(&self, from: u64, to: u64) -> Result<(Vec<Header>, Vec<RawLog>)> {
+    pub async fn range(&self, from: u64, to: u64) -> Result<Range> {
         let what = || format!("read blocks {from}..={to} from {}", self.endpoint);
-        let headers = self.headers(from, to).await.with_context(what)?;
-        let filter = Filter::new().from_block(from).to_block(to).address(self.contracts.indexed());
-        let logs = self.provider.get_logs(&filter).await.with_context(what)?;
-        let mut logs = logs.into_iter().map(raw_log).collect::<Result<Vec<_>>>().with_context(what)?;
-        logs.sort_by_key(|log| (log.block.number, log.index));
-        for log in &logs {
-            let header = log.block.number.checked_sub(from).and_then(|offset| headers.get(offset as usize));
-            ensure!(
-                header.is_some_and(|header| header.block == log.block),
-                "the chain moved while blocks {from}..={to} were read: log {} lies in block {} ({})",
-                log.index,
-                log.block.number,
-                log.block.hash
-            );
+        let blocks = self.headers(from, to).await.with_context(what)?;
+        let ours = self.contracts.indexed();
+        let mut range = Range { headers: Vec::new(), proofs: Vec::new(), logs: Vec::new() };
+        let wanted: Vec<&Block> =
+            blocks.iter().filter(|block| !prove::excludes(&block.header.logs_bloom(), &ours)).collect();
+        let mut receipts = self.receipts(&wanted).await.with_context(what)?.into_iter();
+        for block in &blocks {
+            let (proof, logs) = match unlinked(block) {
+                Some(reason) => (Err((Level::Claimed, reason)), Vec::new()),
+                None if prove::excludes(&block.header.logs_bloom(), &ours) => (Ok(Level::Absent), Vec::new()),
+                None => {
+                    let receipts = receipts.next().context("an answer for each block")?;
+                    let root = block.header.receipts_root();
+                    let logs = receipts.and_then(|all| prove::logs(header(block).block, root, &all, &ours));
+                    match logs {
+                        Ok(logs) => (Ok(Level::Complete), logs),
+                        Err(error) => (Err((Level::Linked, format!("{error:#}"))), Vec::new()),
+                    }
+                }
+            };
+            range.headers.push(header(block));
+            match proof {
+                Ok(level) => {
+                    range.proofs.push(Proof { level, reason: None });
+                    range.logs.extend(logs);
+                }
+                Err((level, reason)) => {
+                    range.proofs.push(Proof { level, reason: Some(reason) });
+                    range.logs.extend(self.claimed_logs(header(block).block, &ours).await.with_context(what)?);
+                }
+            }
         }
-        Ok((headers, logs))
+        Ok(range)
     }
 
-    async fn headers(&self, from: u64, to: u64) -> Result<Vec<Header>> {
-        let mut headers: Vec<Header> = Vec::with_capacity((to - from + 1) as usize);
+    /// Returns what the endpoint says that our contracts logged in a block.
+    async fn claimed_logs(&self, block: BlockRef, ours: &[Address]) -> Result<Vec<RawLog>> {
+        let filter = Filter::new().at_block_hash(block.hash).address(ours.to_vec());
+        let logs = self.provider.get_logs(&filter).await?;
+        let mut logs = logs.into_iter().map(raw_log).collect::<Result<Vec<_>>>()?;
+        logs.sort_by_key(|log| log.index);
+        ensure!(
+            logs.iter().all(|log| log.block == block),
+            "the chain moved: logs of block {} are of another",
+            block.number
+        );
+        Ok(logs)
+    }
+
+    /// Returns all receipts of each block, or why the endpoint gives none.
+    ///
+    /// # Errors
+    /// If the endpoint does not answer.
+    async fn receipts(&self, blocks: &[&Block]) -> Result<Vec<Result<Vec<prove::Receipt>>>> {
+        let mut receipts = Vec::with_capacity(blocks.len());
+        for blocks in blocks.chunks(RECEIPTS_PER_BATCH) {
+            let mut batch = self.client.new_batch();
+            let calls = blocks
+                .iter()
+                .map(|block| {
+                    batch.add_call::<_, Option<Vec<prove::Receipt>>>("eth_getBlockReceipts", &(block.header.hash,))
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            batch.send().await?;
+            for call in calls {
+                receipts.push(match call.await {
+                    Ok(Some(all)) => Ok(all),
+                    Ok(None) => Err(anyhow::anyhow!("the endpoint has no receipts of the block")),
+                    Err(error) if error.is_error_resp() || error.is_deser_error() => {
+                        Err(anyhow::Error::new(error).context("read the block's receipts"))
+                    }
+                    Err(error) => return Err(error.into()),
+                });
+            }
+        }
+        Ok(receipts)
+    }
+
+    /// Returns the blocks, each of which says that it follows the one before.
+    async fn headers(&self, from: u64, to: u64) -> Result<Vec<Block>> {
+        let mut blocks: Vec<Block> = Vec::with_capacity((to - from + 1) as usize);
         let mut next = from;
         while next <= to {
             let last = to.min(next + HEADERS_PER_BATCH - 1);
@@ -216,16 +284,16 @@ impl Chain {
             batch.send().await?;
             for (number, call) in (next..=last).zip(calls) {
                 let block = call.await?.with_context(|| format!("the endpoint lacks block {number}"))?;
-                let header = header(&block);
-                ensure!(header.block.number == number, "asked for block {number}, got {}", header.block.number);
-                if let Some(previous) = headers.last() {
-                    ensure!(header.parent == previous.block.hash, "the chain moved: block {number} has another parent");
+                let got = header(&block);
+                ensure!(got.block.number == number, "asked for block {number}, got {}", got.block.number);
+                if let Some(previous) = blocks.last() {
+                    ensure!(got.parent == previous.header.hash, "the chain moved: block {number} has another parent");
                 }
-                headers.push(header);
+                blocks.push(block);
             }
             next = last + 1;
         }
-        Ok(headers)
+        Ok(blocks)
     }
 
     /// Watches for new blocks over WebSocket and wakes the returned receiver at each. Only a wake-up: it reconnects by
@@ -385,7 +453,7 @@ impl Chain {
         let mut next = from;
         while next <= head {
             let last = head.min(next + BLOCKS_PER_READ - 1);
-            for log in self.range(next, last).await?.1 {
+            for log in self.range(next, last).await?.logs {
                 if let Ok(event) = decode::event(&self.contracts, &log)
                     && event.job() == Some(id)
                 {
@@ -425,6 +493,13 @@ fn header(block: &Block) -> Header {
         parent: block.header.parent_hash(),
         time: UnixSeconds(block.header.timestamp()),
     }
+}
+
+/// Returns why a header does not prove its block: its hash is not that of what it says.
+fn unlinked(block: &Block) -> Option<String> {
+    let computed = block.header.inner.hash_slow();
+    (computed != block.header.hash)
+        .then(|| format!("the header's hash is {computed}, the endpoint says {}", block.header.hash))
 }
 
 fn raw_log(log: Log) -> Result<RawLog> {

@@ -64,7 +64,10 @@ pub async fn audit(global: &Global, arguments: &AuditArguments) -> Result<()> {
         print_json(&report)?;
     } else {
         println!("blocks {} to {}: {} events, {} jobs", report.from, report.to, report.events, report.jobs);
-        println!("journal head {}", report.journal_head);
+        println!("{} of {} blocks proven, journal head {}", report.proven, report.blocks, report.journal_head);
+        if let Some(reason) = &report.unproven {
+            println!("not proven, the endpoint's word was taken: {reason}");
+        }
     }
     let Some(first) = report.divergences.first() else {
         if !global.json {

@@ -110,6 +110,27 @@ fn print_entry(entry: &Entry) {
     }
 }
 
+/// Runs `fabstir status`: how far the database goes, and what of it is proven.
+pub async fn status(global: &Global) -> Result<()> {
+    let store = open(&configuration(global)?).await?;
+    let (cursor, coverage) = (store.cursor().await?, store.coverage().await?);
+    let (head, events) = store.journal_head().await?;
+    if global.json {
+        let block = cursor.map(|cursor| cursor.number);
+        return print_json(&json!({ "block": block, "events": events, "journal_head": head, "coverage": coverage }));
+    }
+    let Some(cursor) = cursor else {
+        println!("nothing is indexed yet");
+        return Ok(());
+    };
+    println!("{events} events up to block {}, journal head {head}", cursor.number);
+    for range in coverage {
+        let reason = range.reason.map_or(String::new(), |reason| format!(": {reason}"));
+        println!("blocks {:>9} to {:>9}  {}{reason}", range.from, range.to, range.level);
+    }
+    Ok(())
+}
+
 /// Runs `fabstir receipts`.
 pub async fn receipts(global: &Global) -> Result<()> {
     let store = open(&configuration(global)?).await?;

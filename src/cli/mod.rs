@@ -62,6 +62,8 @@ enum Command {
     Jobs(history::JobsArguments),
     /// Show what happened to one job: events, our work, our transactions.
     Job(history::JobArguments),
+    /// Show how far the database goes and what of it is proven.
+    Status,
     /// List the receipts that peers published.
     Receipts,
     /// Read the chain again and compare it with the database. Exit code 4 where they differ.
@@ -160,6 +162,7 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Index(arguments) => run::index(global, &arguments).await,
         Command::Jobs(arguments) => history::jobs(global, &arguments).await,
         Command::Job(arguments) => history::job(global, &arguments).await,
+        Command::Status => history::status(global).await,
         Command::Receipts => history::receipts(global).await,
         Command::Audit(arguments) => check::audit(global, &arguments).await,
         Command::Post(arguments) => ask::post(global, &arguments).await,

@@ -32,6 +32,7 @@ pub struct Metrics {
     pub transactions_sent: Family<Kind, Counter>,
     /// By rule that refused.
     pub jobs_declined: Family<Kind, Counter>,
+    pub blocks: Family<Kind, Counter>,
     pub tokens_generated: Counter,
     pub inference_seconds: Histogram,
     pub proof_seconds: Histogram,
@@ -59,6 +60,7 @@ impl Metrics {
             open_transactions: Gauge::default(),
             transactions_sent: Family::default(),
             jobs_declined: Family::default(),
+            blocks: Family::default(),
             tokens_generated: Counter::<u64, AtomicU64>::default(),
             inference_seconds: seconds(),
             proof_seconds: seconds(),
@@ -89,6 +91,7 @@ impl Metrics {
             "transactions put on the wire, replacements included",
             m.transactions_sent.clone(),
         );
+        registry.register("blocks", "blocks stored, by what is proven of them", m.blocks.clone());
         registry.register("jobs_declined", "jobs policy declined, by the rule that refused", m.jobs_declined.clone());
         registry.register("tokens_generated", "output tokens of paid jobs", m.tokens_generated.clone());
         registry.register_with_unit(

@@ -14,6 +14,58 @@ pub struct Header {
     pub time: UnixSeconds,
 }
 
+/// How much of a block's logs is proven, whatever the endpoint says; least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// An endpoint said so.
+    Claimed,
+    /// The header's hash is the one computed here, and its parent is the block before.
+    Linked,
+    /// And its bloom leaves our contracts out: it has none of their logs.
+    Absent,
+    /// And all its receipts are at hand, whose root the header has: it has exactly these logs.
+    Complete,
+}
+
+impl Level {
+    /// Every level, least first.
+    pub const ALL: [Level; 4] = [Level::Claimed, Level::Linked, Level::Absent, Level::Complete];
+
+    /// Returns the level's name: `claimed`, `linked`, `absent` or `complete`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Claimed => "claimed",
+            Level::Linked => "linked",
+            Level::Absent => "absent",
+            Level::Complete => "complete",
+        }
+    }
+
+    /// Returns whether which logs the block has is proven.
+    pub fn is_proven(self) -> bool {
+        self >= Level::Absent
+    }
+}
+
+/// What is proven of a block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Proof {
+    pub level: Level,
+    /// Why no more, where which logs the block has is not proven.
+    pub reason: Option<String>,
+}
+
+/// Blocks that follow one another, and all logs of our contracts in them as far as is proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    pub headers: Vec<Header>,
+    /// One for each header.
+    pub proofs: Vec<Proof>,
+    /// In chain order.
+    pub logs: Vec<RawLog>,
+}
+
 /// A log of one of our contracts, byte for byte as the chain has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawLog {

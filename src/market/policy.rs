@@ -42,6 +42,8 @@ pub struct Circumstances {
     /// Left out while it has not been asked for: its rules do not answer then.
     pub standing: Option<Standing>,
     pub input_held: bool,
+    /// Whether which logs the block that posted it has is proven, or this host claims all the same.
+    pub block_proven: bool,
     pub slots_free: u32,
 }
 
@@ -138,6 +140,15 @@ impl Policy {
             "input",
             terms.input.parse::<Cid>().is_ok() && at.input_held,
             format!("{} {}", terms.input, if at.input_held { "held" } else { "not held" }),
+        );
+        rule(
+            "block",
+            at.block_proven,
+            format!(
+                "the logs of block {} {}",
+                job.posted.number,
+                if at.block_proven { "proven" } else { "not proven" }
+            ),
         );
         rule("capacity", at.slots_free > 0, format!("{} slots free", at.slots_free));
         if let Some(standing) = at.standing {
@@ -241,6 +252,7 @@ mod tests {
         fee_bps: 250,
         standing: Some(SOUND),
         input_held: true,
+        block_proven: true,
         slots_free: 1,
     };
 
@@ -263,6 +275,7 @@ mod tests {
         assert_eq!(refused(&same, Circumstances { now: UnixSeconds(1067), ..FINE }), "deadline");
         assert_eq!(refused(&same, Circumstances { input_held: false, ..FINE }), "input");
         assert_eq!(refused(&same, Circumstances { slots_free: 0, ..FINE }), "capacity");
+        assert_eq!(refused(&same, Circumstances { block_proven: false, ..FINE }), "block");
         assert_eq!(refused(&|t| t.reserved_for = Some(Address::repeat_byte(9)), FINE), "reserved");
         assert_eq!(refused(&|t| t.reserved_for = Some(Address::repeat_byte(8)), FINE), "none");
         assert_eq!(refused(&same, Circumstances { fee_bps: 6100, ..FINE }), "price");

@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::Row;
 
 use super::{SqliteRow, Store, address, amount, hash, raw_log};
-use crate::market::event::{Header, RawLog};
+use crate::market::event::{Header, Level, RawLog};
 use crate::market::job::{Job, Work};
 use crate::market::types::{self, Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
@@ -85,6 +85,18 @@ impl Entry {
     }
 }
 
+/// Blocks in a row of which the same is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// First and last block.
+    pub from: u64,
+    pub to: u64,
+    /// A name of [`crate::market::event::Level`].
+    pub level: String,
+    /// Why no more is proven of the first of them.
+    pub reason: Option<String>,
+}
+
 /// A stored log with what we made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRow {
@@ -107,6 +119,38 @@ impl Store {
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(job_row).collect()
+    }
+
+    /// Returns what is proven of the stored blocks, in order, blocks of which the same is proven together. Whether a block's
+    /// bloom or its receipts prove its logs makes no difference here: both are `complete`.
+    pub async fn coverage(&self) -> Result<Vec<Coverage>> {
+        let rows = sqlx::query(
+            "SELECT min(number), max(number), level, min(unproven) FROM (
+                 SELECT number, level, unproven, number - row_number() OVER (PARTITION BY level ORDER BY number) AS run
+                 FROM (SELECT number, unproven, iif(proof = 'absent', 'complete', proof) AS level
+                       FROM block WHERE canonical = 1))
+             GROUP BY level, run ORDER BY 1",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(rows
+            .iter()
+            .map(|row| Coverage {
+                from: row.get::<i64, _>(0) as u64,
+                to: row.get::<i64, _>(1) as u64,
+                level: row.get(2),
+                reason: row.get(3),
+            })
+            .collect())
+    }
+
+    /// Returns whether which logs the canonical block `number` has is proven.
+    pub async fn is_proven(&self, number: u64) -> Result<bool> {
+        let proof: Option<String> = sqlx::query_scalar("SELECT proof FROM block WHERE number = ? AND canonical = 1")
+            .bind(number as i64)
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(Level::ALL.into_iter().any(|level| level.is_proven() && proof.as_deref() == Some(level.name())))
     }
 
     /// Returns what happened to a job, oldest first: events with orphans marked, our work, our transactions.

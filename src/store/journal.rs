@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use sqlx::{Row, SqliteConnection};
 
 use super::{JobRow, Store, hash};
-use crate::market::event::{Header, RawLog};
+use crate::market::event::{Header, Proof, Range, RawLog};
 use crate::market::job::Job;
 use crate::market::types::{B256, BlockRef, JobId};
 
@@ -21,21 +21,23 @@ pub struct Extended {
 }
 
 impl Store {
-    /// Appends `headers`, a chain of blocks that continues the cursor, with all `logs` of our contracts in them, folds
-    /// the jobs they touch and moves the cursor, in one transaction. `logs` must be in chain order.
+    /// Appends `range`, blocks that continue the cursor, folds the jobs that its logs touch and moves the cursor, in one
+    /// transaction.
     ///
     /// # Errors
     /// If a header does not link to the one before, a log lies in none of the blocks, or a job's facts conflict:
     /// then nothing is stored.
-    pub async fn extend(&self, headers: &[Header], logs: &[RawLog]) -> Result<Extended> {
+    pub async fn extend(&self, range: &Range) -> Result<Extended> {
+        let Range { headers, proofs, logs } = range;
+        ensure!(proofs.len() == headers.len(), "{} proofs of {} blocks", proofs.len(), headers.len());
         let Some(last) = headers.last() else {
             ensure!(logs.is_empty(), "{} logs without a block", logs.len());
             return Ok(Extended::default());
         };
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         self.check_linked(&mut tx, headers, logs).await?;
-        for header in headers {
-            insert_block(&mut tx, header).await?;
+        for (header, proof) in headers.iter().zip(proofs) {
+            insert_block(&mut tx, header, proof).await?;
         }
         let mut extended = Extended { logs: logs.len(), ..Extended::default() };
         let mut head = journal_head(&mut tx).await?;
@@ -158,18 +160,20 @@ async fn journal_head(connection: &mut SqliteConnection) -> Result<B256> {
 }
 
 /// Adds a block, or takes an orphaned one back.
-async fn insert_block(tx: &mut SqliteConnection, header: &Header) -> Result<()> {
+async fn insert_block(tx: &mut SqliteConnection, header: &Header, proof: &Proof) -> Result<()> {
     let Header { block, parent, time } = header;
     let what = || format!("store block {} ({})", block.number, block.hash);
     let stored = sqlx::query(
-        "INSERT INTO block (hash, number, parent, time, canonical) VALUES (?, ?, ?, ?, 1)
-         ON CONFLICT (hash) DO UPDATE SET canonical = 1
+        "INSERT INTO block (hash, number, parent, time, proof, unproven, canonical) VALUES (?, ?, ?, ?, ?, ?, 1)
+         ON CONFLICT (hash) DO UPDATE SET (canonical, proof, unproven) = (1, excluded.proof, excluded.unproven)
          WHERE canonical = 0 AND (number, parent, time) = (excluded.number, excluded.parent, excluded.time)",
     )
     .bind(block.hash.as_slice())
     .bind(block.number as i64)
     .bind(parent.as_slice())
     .bind(time.0 as i64)
+    .bind(proof.level.name())
+    .bind(&proof.reason)
     .execute(tx)
     .await
     .with_context(what)?;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::market::event::{Commitment, Header, Terms};
+use crate::market::event::{Commitment, Header, Level, Proof, Range, Terms};
 use crate::market::job::{Duty, Next, Work};
 use crate::market::receipt::{Receipt, SignedReceipt};
 use crate::market::types::{Bytes, Cid};
@@ -123,9 +123,18 @@ async fn fresh() -> (File, Store) {
 }
 
 async fn extend(store: &Store, blocks: &[Block]) -> Result<Extended> {
-    let headers: Vec<Header> = blocks.iter().map(|block| block.0).collect();
-    let logs: Vec<RawLog> = blocks.iter().flat_map(|block| block.1.clone()).collect();
-    store.extend(&headers, &logs).await
+    store.extend(&range(blocks)).await
+}
+
+/// The blocks as an endpoint whose every word was proven gives them.
+fn range(blocks: &[Block]) -> Range {
+    let proof =
+        |block: &Block| Proof { level: if block.1.is_empty() { Level::Absent } else { Level::Complete }, reason: None };
+    Range {
+        headers: blocks.iter().map(|block| block.0).collect(),
+        proofs: blocks.iter().map(proof).collect(),
+        logs: blocks.iter().flat_map(|block| block.1.clone()).collect(),
+    }
 }
 
 /// Everything that follows from the chain.
@@ -181,7 +190,7 @@ async fn logs_jobs_and_cursor_move_together() {
     let states: Vec<_> = rows.iter().map(|row| (row.id.0, row.state.as_str(), row.host, row.payment)).collect();
     assert_eq!(states, [(2, "posted", None, U256::MAX), (1, "claimed", Some(US), U256::MAX)]);
 
-    assert_eq!(store.extend(&[], &[]).await.unwrap(), Extended::default());
+    assert_eq!(store.extend(&range(&[])).await.unwrap(), Extended::default());
     assert!(!changes.has_changed().unwrap());
 }
 
@@ -222,7 +231,7 @@ async fn what_does_not_continue_the_chain_is_refused_and_nothing_is_stored() {
         assert!(error.contains(says), "{error}");
         assert_eq!(projection(&store).await, before, "{says}");
     }
-    let error = store.extend(&[], &next[0].1).await.unwrap_err().to_string();
+    let error = store.extend(&Range { logs: next[0].1.clone(), ..range(&[]) }).await.unwrap_err().to_string();
     assert!(error.contains("1 logs without a block"), "{error}");
     let error = store.rewind(99).await.unwrap_err().to_string();
     assert!(error.contains("rewind to unknown block 99"), "{error}");

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Pass, Task};
 use crate::chain::Chain;
-use crate::http::{Health, Metrics};
+use crate::http::{Health, Kind, Metrics};
 use crate::market::types::BlockRef;
 use crate::store::Store;
 
@@ -60,8 +60,15 @@ impl Indexer {
             return Ok(Pass::Idle);
         }
         let to = head.block.number.min(from + self.blocks_per_step - 1);
-        let (headers, logs) = self.chain.range(from, to).await?;
-        let extended = self.store.extend(&headers, &logs).await?;
+        let range = self.chain.range(from, to).await?;
+        let extended = self.store.extend(&range).await?;
+        for (header, proof) in range.headers.iter().zip(&range.proofs) {
+            self.metrics.blocks.get_or_create(&Kind::of(proof.level.name())).inc();
+            if let Some(reason) = &proof.reason {
+                let (block, level) = (header.block.number, proof.level.name());
+                tracing::warn!(block, level, reason, "which logs a block has is not proven: its jobs are not claimed");
+            }
+        }
         self.metrics.indexed_block.set(to as i64);
         self.metrics.logs.inc_by(extended.logs as u64);
         self.metrics.undecoded_logs.inc_by(extended.undecoded.len() as u64);

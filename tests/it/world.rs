@@ -345,18 +345,20 @@ pub fn model_file() -> PathBuf {
 pub struct Proxy {
     pub url: String,
     refused: Arc<Mutex<BTreeSet<String>>>,
+    hidden: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Proxy {
     /// Stands in front of the chain at `target`.
     pub async fn start(target: &str) -> Result<Proxy> {
         let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
-        let state = (target.to_owned(), refused.clone(), reqwest::Client::new());
+        let hidden: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let state = (target.to_owned(), refused.clone(), hidden.clone(), reqwest::Client::new());
         let app = Router::new().route("/", post(pass)).with_state(state);
         let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let url = format!("http://{}", listener.local_addr()?);
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Ok(Proxy { url, refused })
+        Ok(Proxy { url, refused, hidden })
     }
 
     /// Refuses a method from now on; `*` refuses everything.
@@ -364,16 +366,22 @@ impl Proxy {
         self.refused.lock().unwrap().insert(method.into());
     }
 
+    /// Leaves the last log out of every answer to a method, as if it had never been.
+    pub fn hide_logs_in(&self, method: &str) {
+        self.hidden.lock().unwrap().insert(method.into());
+    }
+
     /// Passes everything on again.
     pub fn pass(&self) {
         self.refused.lock().unwrap().clear();
+        self.hidden.lock().unwrap().clear();
     }
 }
 
-type ProxyState = (String, Arc<Mutex<BTreeSet<String>>>, reqwest::Client);
+type ProxyState = (String, Arc<Mutex<BTreeSet<String>>>, Arc<Mutex<BTreeSet<String>>>, reqwest::Client);
 
 async fn pass(
-    Shared((target, refused, client)): Shared<ProxyState>,
+    Shared((target, refused, hidden, client)): Shared<ProxyState>,
     Json(call): Json<Value>,
 ) -> Result<Json<Value>, StatusCode> {
     let calls = call.as_array().cloned().unwrap_or_else(|| vec![call.clone()]);
@@ -385,5 +393,29 @@ async fn pass(
         return Err(StatusCode::SERVICE_UNAVAILABLE);
     }
     let answer = client.post(target).json(&call).send().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-    answer.json().await.map(Json).map_err(|_| StatusCode::BAD_GATEWAY)
+    let mut answer: Value = answer.json().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    let mut answers: Vec<&mut Value> = match &mut answer {
+        Value::Array(answers) => answers.iter_mut().collect(),
+        one => vec![one],
+    };
+    for call in &calls {
+        let hides = call["method"].as_str().is_some_and(|method| hidden.lock().unwrap().contains(method));
+        let mine = answers.iter_mut().find(|answer| answer["id"] == call["id"]);
+        if let (true, Some(answer)) = (hides, mine) {
+            hide_last_log(&mut answer["result"]);
+        }
+    }
+    Ok(Json(answer))
+}
+
+/// Takes the last log out of an answer: of the logs, or of the receipts with their logs.
+fn hide_last_log(result: &mut Value) {
+    let Some(entries) = result.as_array_mut() else { return };
+    if entries.iter().any(|entry| entry["logs"].is_array()) {
+        let last =
+            entries.iter_mut().rev().filter_map(|entry| entry["logs"].as_array_mut()).find(|logs| !logs.is_empty());
+        last.and_then(Vec::pop);
+    } else {
+        entries.pop();
+    }
 }
