@@ -15,7 +15,7 @@
 //! | # | who | what | durable after it |
 //! |---|---|---|---|
 //! | 1 | [`renter`] | finds the host, delivers the prompt, posts; the escrow holds the money | the chain |
-//! | 2 | [`tasks::indexer`] | reads blocks and logs, each block linked to the one before | – |
+//! | 2 | [`tasks::indexer`] | reads blocks, each linked to the one before, and their logs, proven by their hashes | – |
 //! | 3 | [`store`] | one transaction: logs, the jobs they touch, the cursor | logs, job, cursor |
 //! | 4 | [`tasks::scheduler`] | [`market::policy`] judges; one transaction: `Chosen`, slot, claim intent | fact, slot, intent |
 //! | 5 | [`tasks::submitter`] | nonce, sign, **commit the bytes, then** send; again until mined in a canonical block | attempt |
@@ -42,6 +42,7 @@
 //!
 //! - Only a canonical `JobClaimed` makes a job ours, and it always does, whatever our bookkeeping believed.
 //! - No inference before the claim is canonical; no transaction mentions what is not on disk.
+//! - Which logs a block has is proven by its hash, or it is marked as an endpoint's word and no money is risked on it.
 //! - A signed transaction keeps its nonce; the same bytes go out again until a receipt stands in a canonical block.
 //! - Logs, jobs and cursor change in one database transaction; an orphaned log stays as the auditor's trail.
 //! - Nothing a peer, a chain, a file or a user sends causes a panic.

@@ -182,7 +182,7 @@ impl Chain {
     /// Returns blocks `from..=to` with all logs of our contracts in them, in chain order. The headers link to each other; the
     /// caller checks that the first continues what it has.
     ///
-    /// Which logs a block has is taken from its bloom and its receipts, both checked against its hash ([`prove`]), never from
+    /// Which logs a block has is taken from its bloom and its receipts, both checked against its hash (`chain/prove.rs`), never from
     /// what the endpoint finds: a log that it leaves out is not missed. A block that cannot be proven, because the endpoint
     /// has no receipts of it or others than the header's, gets what the endpoint says, and the reason.
     ///

@@ -131,6 +131,31 @@ pub async fn status(global: &Global) -> Result<()> {
     Ok(())
 }
 
+/// Runs `fabstir rederive`: makes what follows from the journal anew, without asking anybody.
+pub async fn rederive(global: &Global) -> Result<()> {
+    let config = configuration(global)?;
+    super::refuse_while_running(&config)?;
+    let store = open(&config).await?;
+    let bar = super::run::progress("logs");
+    let (_, logs) = store.journal_head().await?;
+    bar.set_length(logs);
+    let done = store.rederive(|done| bar.set_position(done)).await?;
+    bar.finish_and_clear();
+    store.close().await;
+    if global.json {
+        return print_json(&done);
+    }
+    println!("{} logs and {} jobs derived anew, journal head {}", done.logs, done.jobs, done.journal_head);
+    match (done.logs_changed, &done.jobs_changed[..]) {
+        (0, []) => println!("nothing was otherwise"),
+        (logs, jobs) => {
+            let jobs: Vec<String> = jobs.iter().map(ToString::to_string).collect();
+            println!("changed: {logs} logs, jobs {}", if jobs.is_empty() { "none".into() } else { jobs.join(", ") });
+        }
+    }
+    Ok(())
+}
+
 /// Runs `fabstir receipts`.
 pub async fn receipts(global: &Global) -> Result<()> {
     let store = open(&configuration(global)?).await?;

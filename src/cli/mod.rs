@@ -64,6 +64,8 @@ enum Command {
     Job(history::JobArguments),
     /// Show how far the database goes and what of it is proven.
     Status,
+    /// Make everything that follows from the stored logs anew; asks no endpoint.
+    Rederive,
     /// List the receipts that peers published.
     Receipts,
     /// Read the chain again and compare it with the database. Exit code 4 where they differ.
@@ -163,6 +165,7 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Jobs(arguments) => history::jobs(global, &arguments).await,
         Command::Job(arguments) => history::job(global, &arguments).await,
         Command::Status => history::status(global).await,
+        Command::Rederive => history::rederive(global).await,
         Command::Receipts => history::receipts(global).await,
         Command::Audit(arguments) => check::audit(global, &arguments).await,
         Command::Post(arguments) => ask::post(global, &arguments).await,
@@ -208,6 +211,16 @@ fn start_logging(arguments: &Arguments) {
 /// Reads the configuration; its errors are the user's.
 fn configuration(global: &Global) -> Result<Config> {
     Config::load(&global.config).map_err(|error| Fault::Usage.of(error))
+}
+
+/// Fails while a node works with the same data: its account has one sender, and its file one writer.
+fn refuse_while_running(config: &Config) -> Result<()> {
+    let running = config.data_dir.join("node.json");
+    if !running.exists() {
+        return Ok(());
+    }
+    Err(Fault::Usage
+        .of(anyhow::anyhow!("the node runs: stop it first (or remove {}, if it is gone)", running.display())))
 }
 
 /// Prints a value as JSON on standard output.

@@ -56,13 +56,7 @@ impl Account {
     async fn open(global: &Global) -> Result<Account> {
         let config = configuration(global)?;
         let host = section(&config, global)?;
-        let running = config.data_dir.join("node.json");
-        if running.exists() {
-            bail!(Fault::Usage.of(anyhow::anyhow!(
-                "the node runs, and an account has one sender: stop it first (or remove {}, if it is gone)",
-                running.display()
-            )));
-        }
+        super::refuse_while_running(&config)?;
         let signer = key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?;
         let chain = connect(&config).await?;
         Ok(Account { config, chain, signer })

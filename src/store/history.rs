@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde::Serialize;
-use sqlx::Row;
+use sqlx::{Row, SqliteConnection};
 
 use super::{SqliteRow, Store, address, amount, hash, raw_log};
 use crate::market::event::{Header, Level, RawLog};
@@ -299,6 +299,17 @@ impl JobRow {
             posted_block: job.posted.number,
         }
     }
+}
+
+/// Returns every row of the job table, in order.
+pub(super) async fn job_rows(connection: &mut SqliteConnection) -> Result<Vec<JobRow>> {
+    let rows = sqlx::query(
+        "SELECT id, state, renter, host, model, token, payment, paid, tokens, output, deadline, posted_block FROM job
+         ORDER BY id",
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(job_row).collect()
 }
 
 fn job_row(row: &SqliteRow) -> Result<JobRow> {

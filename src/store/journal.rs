@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 use sqlx::{Row, SqliteConnection};
 
-use super::{JobRow, Store, hash};
+use super::{JobRow, Store, hash, history::job_rows, raw_log};
 use crate::market::event::{Header, Proof, Range, RawLog};
 use crate::market::job::Job;
 use crate::market::types::{B256, BlockRef, JobId};
@@ -19,6 +20,22 @@ pub struct Extended {
     /// Logs of our contracts that could not be decoded; they are kept raw.
     pub undecoded: Vec<(B256, u64)>,
 }
+
+/// What deriving everything anew brought.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Rederived {
+    /// Canonical logs read.
+    pub logs: u64,
+    /// Logs that were stored with another meaning or link.
+    pub logs_changed: u64,
+    pub jobs: u64,
+    /// Jobs whose row was another, missing or too many.
+    pub jobs_changed: Vec<JobId>,
+    pub journal_head: B256,
+}
+
+/// Logs read at once while everything is derived anew.
+const LOGS_PER_PAGE: i64 = 1000;
 
 impl Store {
     /// Appends `range`, blocks that continue the cursor, folds the jobs that its logs touch and moves the cursor, in one
@@ -58,6 +75,67 @@ impl Store {
         tx.commit().await?;
         self.wake();
         Ok(extended)
+    }
+
+    /// Makes everything that follows from the journal anew: what each log means, the journal's links, and every job. Asks
+    /// nobody. `progress` is told how many logs are done.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or a job's facts conflict: then nothing is changed.
+    pub async fn rederive(&self, progress: impl Fn(u64)) -> Result<Rederived> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let before: Vec<JobRow> = job_rows(&mut tx).await?;
+        let mut done = Rederived::default();
+        let (mut head, mut place) = (B256::ZERO, (-1, -1));
+        loop {
+            let rows = sqlx::query(
+                "SELECT block_number, block_hash, log_index, tx_hash, address, topics, data, kind, job, link, seq FROM log
+                 WHERE canonical = 1 AND (block_number, log_index) > (?, ?) ORDER BY block_number, log_index LIMIT ?",
+            )
+            .bind(place.0)
+            .bind(place.1)
+            .bind(LOGS_PER_PAGE)
+            .fetch_all(&mut *tx)
+            .await?;
+            let Some(last) = rows.last() else { break };
+            place = (last.get(0), last.get(2));
+            for row in &rows {
+                let log = raw_log(row)?;
+                head = log.link(head, self.chain_id);
+                let (kind, job) = (self.decode)(&log).map_or((None, None), |event| (Some(event.name()), event.job()));
+                let stored: (Option<&str>, Option<i64>, &[u8]) = (row.get(7), row.get(8), row.get(9));
+                if stored == (kind, job.map(|job| job.0 as i64), head.as_slice()) {
+                    continue;
+                }
+                done.logs_changed += 1;
+                sqlx::query("UPDATE log SET (kind, job, link) = (?, ?, ?) WHERE seq = ?")
+                    .bind(kind)
+                    .bind(job.map(|job| job.0 as i64))
+                    .bind(head.as_slice())
+                    .bind(row.get::<i64, _>(10))
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            done.logs += rows.len() as u64;
+            progress(done.logs);
+        }
+        sqlx::query("DELETE FROM job").execute(&mut *tx).await?;
+        let jobs: Vec<i64> =
+            sqlx::query_scalar("SELECT DISTINCT job FROM log WHERE canonical = 1 AND job IS NOT NULL ORDER BY job")
+                .fetch_all(&mut *tx)
+                .await?;
+        for job in jobs {
+            self.project(&mut tx, JobId(job as u64)).await?;
+        }
+        let after = job_rows(&mut tx).await?;
+        done.jobs = after.len() as u64;
+        let differs = |row: &&JobRow| !before.contains(row);
+        done.jobs_changed = after.iter().filter(differs).map(|row| row.id).collect();
+        done.jobs_changed.extend(before.iter().map(|row| row.id).filter(|id| !after.iter().any(|row| row.id == *id)));
+        done.journal_head = head;
+        tx.commit().await?;
+        self.wake();
+        Ok(done)
     }
 
     async fn check_linked(&self, tx: &mut SqliteConnection, headers: &[Header], logs: &[RawLog]) -> Result<()> {

@@ -116,6 +116,38 @@ impl File {
     }
 }
 
+#[tokio::test]
+async fn everything_that_follows_from_the_journal_is_derived_anew_the_same() {
+    let (_file, store) = fresh().await;
+    let says: Vec<Says> = (1..=60).flat_map(|job| [[TERMS, job], [CLAIMED, job], [NOTED, job]]).collect();
+    let kept = chain(None, 0, &[&says, &[[COMMITTED, 3], [REFUNDED, 4]]]);
+    extend(&store, &kept).await.unwrap();
+    extend(&store, &chain(kept.last(), 1, &[&[[COMPLETED, 3]]])).await.unwrap();
+    store.rewind(kept.last().expect("blocks").0.block.number).await.unwrap();
+    let (before, head) = (projection(&store).await, store.journal_head().await.unwrap().0);
+    let same = store.rederive(|_| ()).await.unwrap();
+    assert_eq!(
+        (same.logs, same.logs_changed, same.jobs, same.jobs_changed, same.journal_head),
+        (182, 0, 60, vec![], head)
+    );
+    assert!(before == projection(&store).await);
+
+    for tampering in [
+        "UPDATE job SET payment = '1' WHERE id = 7",
+        "DELETE FROM job WHERE id = 8",
+        "INSERT INTO job SELECT 99, state, renter, host, model, input, max_tokens, token, payment, deadline,
+         requires_proof, posted_block, tokens, output, paid FROM job WHERE id = 7",
+        "UPDATE log SET (kind, job) = (NULL, NULL) WHERE job = 9 AND kind = 'JobClaimed'",
+        "UPDATE log SET link = zeroblob(32) WHERE log_index = 5",
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(tampering)).execute(&store.writer).await.unwrap();
+    }
+    let mended = store.rederive(|_| ()).await.unwrap();
+    assert_eq!((mended.logs_changed, mended.journal_head), (2, head));
+    assert_eq!(mended.jobs_changed, [7, 8, 99].map(JobId));
+    assert!(before == projection(&store).await);
+}
+
 async fn fresh() -> (File, Store) {
     let file = File::new();
     let store = file.open().await;
