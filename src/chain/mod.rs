@@ -170,6 +170,16 @@ impl Chain {
         block.context("the endpoint has no newest block")
     }
 
+    /// Returns the newest header that the chain calls final, or `None` where it calls none so.
+    pub async fn finalized(&self) -> Result<Option<Header>> {
+        match self.provider.get_block_by_number(BlockNumberOrTag::Finalized).await {
+            Ok(block) => Ok(block.map(|block| header(&block))),
+            // An endpoint that does not know the word, or a chain without finality.
+            Err(error) if error.is_error_resp() => Ok(None),
+            Err(error) => Err(error).context("read the newest final block"),
+        }
+    }
+
     /// Returns the header at `number`, or `None` past the endpoint's head.
     pub async fn header(&self, number: u64) -> Result<Option<Header>> {
         self.block(BlockNumberOrTag::Number(number)).await.with_context(|| format!("read block {number}"))

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::market::types::Address;
 use crate::node;
 use crate::prover::{self, Prover};
+use crate::store::Finality;
 
 #[derive(Debug, clap::Args)]
 pub struct AuditArguments {
@@ -68,6 +69,9 @@ pub async fn audit(global: &Global, arguments: &AuditArguments) -> Result<()> {
         if let Some(reason) = &report.unproven {
             println!("not proven, the endpoint's word was taken: {reason}");
         }
+    }
+    if let Some(Finality { violated: Some(how), .. }) = store.finality().await? {
+        bail!(Fault::Finality.of(anyhow::anyhow!("finality is violated: {how}")));
     }
     let Some(first) = report.divergences.first() else {
         if !global.json {

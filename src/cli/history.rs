@@ -9,7 +9,7 @@ use super::{Fault, Global, configuration, print_json};
 use crate::chain::Chain;
 use crate::config::Config;
 use crate::market::types::{Address, JobId, UnixSeconds};
-use crate::store::{Entry, JobFilter, Store};
+use crate::store::{Entry, Finality, JobFilter, Store};
 
 const STATES: [&str; 7] = ["posted", "claimed", "committed", "completed", "disputed", "released", "refunded"];
 
@@ -115,15 +115,23 @@ pub async fn status(global: &Global) -> Result<()> {
     let store = open(&configuration(global)?).await?;
     let (cursor, coverage) = (store.cursor().await?, store.coverage().await?);
     let (head, events) = store.journal_head().await?;
+    let finality = store.finality().await?;
     if global.json {
-        let block = cursor.map(|cursor| cursor.number);
-        return print_json(&json!({ "block": block, "events": events, "journal_head": head, "coverage": coverage }));
+        return print_json(&json!({
+            "block": cursor.map(|cursor| cursor.number), "events": events, "journal_head": head, "coverage": coverage,
+            "final": finality,
+        }));
     }
     let Some(cursor) = cursor else {
         println!("nothing is indexed yet");
         return Ok(());
     };
     println!("{events} events up to block {}, journal head {head}", cursor.number);
+    match finality {
+        None => println!("the chain has called no block final yet"),
+        Some(Finality { block, violated: None }) => println!("final up to block {}", block.number),
+        Some(Finality { violated: Some(how), .. }) => println!("FINALITY VIOLATED: {how}"),
+    }
     for range in coverage {
         let reason = range.reason.map_or(String::new(), |reason| format!(": {reason}"));
         println!("blocks {:>9} to {:>9}  {}{reason}", range.from, range.to, range.level);

@@ -110,6 +110,7 @@ pub enum Fault {
     Usage,
     Endpoint,
     Divergence,
+    Finality,
 }
 
 impl fmt::Display for Fault {
@@ -118,6 +119,7 @@ impl fmt::Display for Fault {
             Fault::Usage => "usage or configuration",
             Fault::Endpoint => "the chain's endpoint",
             Fault::Divergence => "the database and the chain differ",
+            Fault::Finality => "the chain took back what it called final",
         })
     }
 }
@@ -128,6 +130,7 @@ impl Fault {
             Fault::Usage => 2,
             Fault::Endpoint => 3,
             Fault::Divergence => 4,
+            Fault::Finality => 5,
         }
     }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
@@ -128,6 +129,37 @@ impl Store {
         self.fold(&mut *self.readers.acquire().await?, id).await
     }
 
+    /// Returns the newest block known to be final.
+    pub async fn finality(&self) -> Result<Option<Finality>> {
+        let row = sqlx::query("SELECT number, hash, violated FROM finality").fetch_optional(&self.readers).await?;
+        let Some(row) = row else { return Ok(None) };
+        let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? };
+        Ok(Some(Finality { block, violated: row.get(2) }))
+    }
+
+    /// Notes that `block` is final, if it is stored as canonical and newer than the one noted before.
+    pub async fn set_final(&self, block: BlockRef) -> Result<()> {
+        if self.canonical_hash(block.number).await? != Some(block.hash) {
+            return Ok(());
+        }
+        sqlx::query(
+            "INSERT INTO finality (only, number, hash) VALUES (1, ?, ?) ON CONFLICT DO UPDATE
+             SET (number, hash) = (excluded.number, excluded.hash) WHERE number < excluded.number AND violated IS NULL",
+        )
+        .bind(block.number as i64)
+        .bind(block.hash.as_slice())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    /// Notes how the final block was contradicted, or that it no longer is.
+    pub async fn set_violated(&self, how: Option<&str>) -> Result<()> {
+        sqlx::query("UPDATE finality SET violated = ?").bind(how).execute(&self.writer).await?;
+        self.wake();
+        Ok(())
+    }
+
     /// Returns every job that has not reached its end on chain, oldest first.
     pub async fn live_jobs(&self) -> Result<Vec<Job>> {
         let ids: Vec<i64> =
@@ -186,6 +218,14 @@ impl Store {
         }
         Job::fold(id, &facts).map_err(|conflict: Conflict| anyhow::Error::new(conflict))
     }
+}
+
+/// The newest block that the chain called final.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finality {
+    pub block: BlockRef,
+    /// How an endpoint contradicted it; while there is this, nothing is rewound, claimed or sent.
+    pub violated: Option<String>,
 }
 
 /// Returns the wall clock, for leases and retries only: what the chain decides is measured in block time.

@@ -117,6 +117,32 @@ impl File {
 }
 
 #[tokio::test]
+async fn what_is_final_only_moves_forward_and_not_while_it_is_contradicted() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[], &[], &[], &[]]);
+    extend(&store, &blocks[..3]).await.unwrap();
+    let known = async || store.finality().await.unwrap().map(|finality| (finality.block, finality.violated));
+    let at = |place: usize| blocks[place].0.block;
+    for (given, expected) in [
+        (at(3), None),
+        (BlockRef { hash: B256::ZERO, ..at(1) }, None),
+        (at(1), Some(at(1))),
+        (at(0), Some(at(1))),
+        (at(2), Some(at(2))),
+    ] {
+        store.set_final(given).await.unwrap();
+        assert_eq!(known().await, expected.map(|block| (block, None)));
+    }
+    extend(&store, &blocks[3..]).await.unwrap();
+    store.set_violated(Some("another chain")).await.unwrap();
+    store.set_final(at(3)).await.unwrap();
+    assert_eq!(known().await, Some((at(2), Some("another chain".into()))));
+    store.set_violated(None).await.unwrap();
+    store.set_final(at(3)).await.unwrap();
+    assert_eq!(known().await, Some((at(3), None)));
+}
+
+#[tokio::test]
 async fn everything_that_follows_from_the_journal_is_derived_anew_the_same() {
     let (_file, store) = fresh().await;
     let says: Vec<Says> = (1..=60).flat_map(|job| [[TERMS, job], [CLAIMED, job], [NOTED, job]]).collect();

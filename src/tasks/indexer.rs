@@ -8,7 +8,7 @@ use super::{Pass, Task};
 use crate::chain::Chain;
 use crate::http::{Health, Kind, Metrics};
 use crate::market::types::BlockRef;
-use crate::store::Store;
+use crate::store::{Finality, Store};
 
 pub use super::INDEXER as PART;
 
@@ -45,6 +45,7 @@ impl Indexer {
         let head = self.chain.head().await?;
         self.metrics.head_block.set(head.block.number as i64);
         let cursor = self.store.cursor().await?;
+        self.check_finality().await?;
         if let Some(cursor) = cursor
             && let Some(fork) = self.fork(cursor, head.block.number).await?
         {
@@ -76,6 +77,9 @@ impl Indexer {
             tracing::error!(%tx, index, "a log of our contracts could not be decoded: kept raw");
         }
         if to == head.block.number {
+            if let Some(last) = self.chain.finalized().await? {
+                self.store.set_final(last.block).await?;
+            }
             self.health.well(PART);
         } else {
             self.health.ill(PART, format!("{} blocks behind", head.block.number - to));
@@ -83,15 +87,36 @@ impl Indexer {
         Ok(Pass::Again)
     }
 
+    /// Fails while an endpoint contradicts what the chain called final; one that has the final block again ends that.
+    async fn check_finality(&self) -> Result<()> {
+        let Some(Finality { block, violated: Some(how) }) = self.store.finality().await? else { return Ok(()) };
+        let again = self.chain.header(block.number).await?;
+        ensure!(again.is_some_and(|header| header.block == block), "{how}");
+        tracing::warn!(block = block.number, "the endpoint has the final block again");
+        self.store.set_violated(None).await
+    }
+
     /// Returns the newest stored block that the endpoint still has, when it is not the cursor; `None` when nothing
     /// forked. An endpoint that is merely behind us agrees on what it has and is not a fork.
     async fn fork(&self, cursor: BlockRef, head: u64) -> Result<Option<u64>> {
         let mut number = cursor.number.min(head);
+        let last = self.store.finality().await?.map(|finality| finality.block);
         while let Some(stored) = self.store.canonical_hash(number).await? {
             let header =
                 self.chain.header(number).await?.with_context(|| format!("the endpoint lost block {number}"))?;
             if header.block.hash == stored {
                 return Ok((number < cursor.number.min(head)).then_some(number));
+            }
+            if let Some(last) = last
+                && number <= last.number
+            {
+                let how = format!(
+                    "block {number} was final as {stored}, the endpoint has {}: nothing is claimed or sent",
+                    header.block.hash
+                );
+                tracing::error!(block = number, "finality is violated: {how}");
+                self.store.set_violated(Some(&how)).await?;
+                anyhow::bail!("{how}");
             }
             ensure!(
                 number > self.start_block,

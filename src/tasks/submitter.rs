@@ -56,6 +56,9 @@ impl Task for Submitter {
     /// # Errors
     /// If the endpoint or the store fails. What is signed is on disk and sent again by a later pass.
     async fn pass(&mut self) -> Result<Pass> {
+        if self.store.finality().await?.is_some_and(|finality| finality.violated.is_some()) {
+            return Ok(Pass::Idle);
+        }
         // One job or intent that cannot go on must not hold up the others: its error waits for the end of the pass.
         let mut failed = self.queue_duties().await?;
         let open = self.store.open_intents(self.signer.address()).await?;

@@ -344,6 +344,7 @@ pub fn model_file() -> PathBuf {
 /// An endpoint that passes calls on to the chain, except while some or all are refused.
 pub struct Proxy {
     pub url: String,
+    target: Arc<Mutex<String>>,
     refused: Arc<Mutex<BTreeSet<String>>>,
     hidden: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -353,12 +354,18 @@ impl Proxy {
     pub async fn start(target: &str) -> Result<Proxy> {
         let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let hidden: Arc<Mutex<BTreeSet<String>>> = Arc::default();
-        let state = (target.to_owned(), refused.clone(), hidden.clone(), reqwest::Client::new());
+        let target = Arc::new(Mutex::new(target.to_owned()));
+        let state = (target.clone(), refused.clone(), hidden.clone(), reqwest::Client::new());
         let app = Router::new().route("/", post(pass)).with_state(state);
         let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let url = format!("http://{}", listener.local_addr()?);
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Ok(Proxy { url, refused, hidden })
+        Ok(Proxy { url, target, refused, hidden })
+    }
+
+    /// Stands in front of another chain from now on.
+    pub fn turn_to(&self, target: &str) {
+        *self.target.lock().unwrap() = target.to_owned();
     }
 
     /// Refuses a method from now on; `*` refuses everything.
@@ -378,7 +385,7 @@ impl Proxy {
     }
 }
 
-type ProxyState = (String, Arc<Mutex<BTreeSet<String>>>, Arc<Mutex<BTreeSet<String>>>, reqwest::Client);
+type ProxyState = (Arc<Mutex<String>>, Arc<Mutex<BTreeSet<String>>>, Arc<Mutex<BTreeSet<String>>>, reqwest::Client);
 
 async fn pass(
     Shared((target, refused, hidden, client)): Shared<ProxyState>,
@@ -392,6 +399,7 @@ async fn pass(
     if calls.iter().any(|call| call["method"].as_str().is_some_and(refuses)) {
         return Err(StatusCode::SERVICE_UNAVAILABLE);
     }
+    let target = target.lock().unwrap().clone();
     let answer = client.post(target).json(&call).send().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     let mut answer: Value = answer.json().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     let mut answers: Vec<&mut Value> = match &mut answer {
