@@ -10,6 +10,7 @@ pub mod key;
 mod prove;
 mod send;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use alloy::consensus::BlockHeader;
@@ -203,15 +204,15 @@ impl Chain {
         let blocks = self.headers(from, to).await.with_context(what)?;
         let ours = self.contracts.indexed();
         let mut range = Range { headers: Vec::new(), proofs: Vec::new(), logs: Vec::new() };
-        let wanted: Vec<&Block> =
-            blocks.iter().filter(|block| !prove::excludes(&block.header.logs_bloom(), &ours)).collect();
-        let mut receipts = self.receipts(&wanted).await.with_context(what)?.into_iter();
+        let may_have = |block: &&Block| !prove::excludes(&block.header.logs_bloom(), &ours);
+        let wanted: Vec<B256> = blocks.iter().filter(may_have).map(|block| block.header.hash).collect();
+        let mut receipts = self.receipts(&wanted).await.with_context(what)?;
         for block in &blocks {
             let (proof, logs) = match unlinked(block) {
                 Some(reason) => (Err((Level::Claimed, reason)), Vec::new()),
                 None if prove::excludes(&block.header.logs_bloom(), &ours) => (Ok(Level::Absent), Vec::new()),
                 None => {
-                    let receipts = receipts.next().context("an answer for each block")?;
+                    let receipts = receipts.remove(&block.header.hash).context("an answer for each block")?;
                     let root = block.header.receipts_root();
                     let logs = receipts.and_then(|all| prove::logs(header(block).block, root, &all, &ours));
                     match logs {
@@ -249,30 +250,29 @@ impl Chain {
         Ok(logs)
     }
 
-    /// Returns all receipts of each block, or why the endpoint gives none.
+    /// Returns all receipts of each block, by its hash, or why the endpoint gives none.
     ///
     /// # Errors
     /// If the endpoint does not answer.
-    async fn receipts(&self, blocks: &[&Block]) -> Result<Vec<Result<Vec<prove::Receipt>>>> {
-        let mut receipts = Vec::with_capacity(blocks.len());
+    async fn receipts(&self, blocks: &[B256]) -> Result<HashMap<B256, Result<Vec<prove::Receipt>>>> {
+        let mut receipts = HashMap::with_capacity(blocks.len());
         for blocks in blocks.chunks(RECEIPTS_PER_BATCH) {
             let mut batch = self.client.new_batch();
             let calls = blocks
                 .iter()
-                .map(|block| {
-                    batch.add_call::<_, Option<Vec<prove::Receipt>>>("eth_getBlockReceipts", &(block.header.hash,))
-                })
+                .map(|block| batch.add_call::<_, Option<Vec<prove::Receipt>>>("eth_getBlockReceipts", &(block,)))
                 .collect::<Result<Vec<_>, _>>()?;
             batch.send().await?;
-            for call in calls {
-                receipts.push(match call.await {
+            for (block, call) in blocks.iter().zip(calls) {
+                let answer = match call.await {
                     Ok(Some(all)) => Ok(all),
                     Ok(None) => Err(anyhow::anyhow!("the endpoint has no receipts of the block")),
                     Err(error) if error.is_error_resp() || error.is_deser_error() => {
                         Err(anyhow::Error::new(error).context("read the block's receipts"))
                     }
                     Err(error) => return Err(error.into()),
-                });
+                };
+                receipts.insert(*block, answer);
             }
         }
         Ok(receipts)

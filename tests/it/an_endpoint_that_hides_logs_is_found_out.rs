@@ -48,3 +48,29 @@ async fn an_endpoint_that_hides_logs_is_found_out() -> Result<()> {
     host.stop().await;
     Ok(())
 }
+
+/// One header that is not its hash's is the endpoint's word alone; what follows it in the same answer is proven all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bent_header_spoils_no_other_block() -> Result<()> {
+    let world = World::new().await?;
+    let signer = world.account("host").await?;
+    world.register(&signer).await?;
+    let head = world.chain.head().await?.block.number;
+    let logs = world.chain.range(world.book.block, head).await?.logs;
+    let bent = logs.last().context("the registration")?.block.number;
+    world.register(&world.account("rival").await?).await?;
+    let proxy = Proxy::start(&world.devnet.rpc_url).await?;
+    proxy.bend_header(bent);
+    let node = fabstir::node::Node::start(&world.config("node", false, &proxy.url, &[])?).await?;
+    let head = world.chain.head().await?.block.number;
+    until("the node is at the head", || async {
+        Ok(node.store.cursor().await?.is_some_and(|cursor| cursor.number >= head))
+    })
+    .await?;
+    let spoilt: Vec<_> = node.store.coverage().await?.into_iter().filter(|range| range.level != "complete").collect();
+    let [range] = &spoilt[..] else { panic!("{spoilt:?}") };
+    assert_eq!((range.from, range.to, range.level.as_str()), (bent, bent, "claimed"));
+    assert!(range.reason.as_ref().is_some_and(|why| why.contains("hash")), "{range:?}");
+    node.stop().await;
+    Ok(())
+}

@@ -347,6 +347,7 @@ pub struct Proxy {
     target: Arc<Mutex<String>>,
     refused: Arc<Mutex<BTreeSet<String>>>,
     hidden: Arc<Mutex<BTreeSet<String>>>,
+    bent: Arc<Mutex<Option<String>>>,
 }
 
 impl Proxy {
@@ -355,12 +356,13 @@ impl Proxy {
         let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let hidden: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let target = Arc::new(Mutex::new(target.to_owned()));
-        let state = (target.clone(), refused.clone(), hidden.clone(), reqwest::Client::new());
+        let bent: Arc<Mutex<Option<String>>> = Arc::default();
+        let state = (target.clone(), refused.clone(), hidden.clone(), bent.clone(), reqwest::Client::new());
         let app = Router::new().route("/", post(pass)).with_state(state);
         let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let url = format!("http://{}", listener.local_addr()?);
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Ok(Proxy { url, target, refused, hidden })
+        Ok(Proxy { url, target, refused, hidden, bent })
     }
 
     /// Stands in front of another chain from now on.
@@ -378,6 +380,11 @@ impl Proxy {
         self.hidden.lock().unwrap().insert(method.into());
     }
 
+    /// Tells another state root of one block from now on, under the hash it had.
+    pub fn bend_header(&self, number: u64) {
+        *self.bent.lock().unwrap() = Some(format!("{number:#x}"));
+    }
+
     /// Passes everything on again.
     pub fn pass(&self) {
         self.refused.lock().unwrap().clear();
@@ -385,10 +392,11 @@ impl Proxy {
     }
 }
 
-type ProxyState = (Arc<Mutex<String>>, Arc<Mutex<BTreeSet<String>>>, Arc<Mutex<BTreeSet<String>>>, reqwest::Client);
+type Words = Arc<Mutex<BTreeSet<String>>>;
+type ProxyState = (Arc<Mutex<String>>, Words, Words, Arc<Mutex<Option<String>>>, reqwest::Client);
 
 async fn pass(
-    Shared((target, refused, hidden, client)): Shared<ProxyState>,
+    Shared((target, refused, hidden, bent, client)): Shared<ProxyState>,
     Json(call): Json<Value>,
 ) -> Result<Json<Value>, StatusCode> {
     let calls = call.as_array().cloned().unwrap_or_else(|| vec![call.clone()]);
@@ -406,6 +414,13 @@ async fn pass(
         Value::Array(answers) => answers.iter_mut().collect(),
         one => vec![one],
     };
+    let bent = bent.lock().unwrap().clone();
+    for block in answers.iter_mut().map(|answer| &mut answer["result"]).filter(|result| result["stateRoot"].is_string())
+    {
+        if bent.as_deref() == block["number"].as_str() {
+            block["stateRoot"] = json!(B256::ZERO);
+        }
+    }
     for call in &calls {
         let hides = call["method"].as_str().is_some_and(|method| hidden.lock().unwrap().contains(method));
         let mine = answers.iter_mut().find(|answer| answer["id"] == call["id"]);
