@@ -6,38 +6,28 @@
 mod abi;
 pub mod call;
 mod decode;
+mod follow;
 pub mod key;
 mod prove;
 mod send;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use alloy::consensus::BlockHeader;
-use alloy::eips::{BlockId, BlockNumberOrTag};
+use alloy::eips::BlockId;
 use alloy::network::Ethereum;
 use alloy::primitives::{Address, B256, Bytes, U256};
-use alloy::providers::{Provider, ProviderBuilder, RootProvider, WsConnect};
-use alloy::rpc::types::{Block, Filter, Log, TransactionInput, TransactionReceipt, TransactionRequest};
+use alloy::providers::{Provider, ProviderBuilder, RootProvider};
+use alloy::rpc::types::{TransactionInput, TransactionReceipt, TransactionRequest};
 use alloy::sol_types::SolCall;
-use anyhow::{Context, Result, bail, ensure};
-use futures::StreamExt;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
-use crate::market::event::{Header, Level, Proof, Range, RawLog};
-use crate::market::job::{Fact, Job};
+use crate::market::event::RawLog;
 use crate::market::policy::Standing;
-use crate::market::types::{BlockRef, JobId, UnixSeconds};
+use crate::market::types::{JobId, UnixSeconds};
 
 pub use send::{Fees, Mined, Sent, Signer};
 
-/// Headers asked for in one JSON-RPC batch.
-const HEADERS_PER_BATCH: u64 = 50;
-/// Blocks whose receipts are asked for in one JSON-RPC batch: 100 logs are about 80 kB.
-const RECEIPTS_PER_BATCH: usize = 10;
-/// Blocks read at once when a job is looked up without a store.
-const BLOCKS_PER_READ: u64 = 100;
 /// Longest wait for one JSON-RPC answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -163,162 +153,6 @@ impl Chain {
     /// Returns the addresses this connection works with.
     pub fn contracts(&self) -> &Contracts {
         &self.contracts
-    }
-
-    /// Returns the newest header the endpoint knows.
-    pub async fn head(&self) -> Result<Header> {
-        let block = self.block(BlockNumberOrTag::Latest).await.context("read the newest block")?;
-        block.context("the endpoint has no newest block")
-    }
-
-    /// Returns the newest header that the chain calls final, or `None` where it calls none so.
-    pub async fn finalized(&self) -> Result<Option<Header>> {
-        match self.provider.get_block_by_number(BlockNumberOrTag::Finalized).await {
-            Ok(block) => Ok(block.map(|block| header(&block))),
-            // An endpoint that does not know the word, or a chain without finality.
-            Err(error) if error.is_error_resp() => Ok(None),
-            Err(error) => Err(error).context("read the newest final block"),
-        }
-    }
-
-    /// Returns the header at `number`, or `None` past the endpoint's head.
-    pub async fn header(&self, number: u64) -> Result<Option<Header>> {
-        self.block(BlockNumberOrTag::Number(number)).await.with_context(|| format!("read block {number}"))
-    }
-
-    async fn block(&self, tag: BlockNumberOrTag) -> Result<Option<Header>> {
-        Ok(self.provider.get_block_by_number(tag).await?.map(|block| header(&block)))
-    }
-
-    /// Returns blocks `from..=to` with all logs of our contracts in them, in chain order. The headers link to each other; the
-    /// caller checks that the first continues what it has.
-    ///
-    /// Which logs a block has is taken from its bloom and its receipts, both checked against its hash (`chain/prove.rs`), never from
-    /// what the endpoint finds: a log that it leaves out is not missed. A block that cannot be proven, because the endpoint
-    /// has no receipts of it or others than the header's, gets what the endpoint says, and the reason.
-    ///
-    /// # Errors
-    /// If the endpoint fails, lacks a block, or its chain moved during the reading. Calling again is safe.
-    pub async fn range(&self, from: u64, to: u64) -> Result<Range> {
-        let what = || format!("read blocks {from}..={to} from {}", self.endpoint);
-        let blocks = self.headers(from, to).await.with_context(what)?;
-        let ours = self.contracts.indexed();
-        let mut range = Range { headers: Vec::new(), proofs: Vec::new(), logs: Vec::new() };
-        let may_have = |block: &&Block| !prove::excludes(&block.header.logs_bloom(), &ours);
-        let wanted: Vec<B256> = blocks.iter().filter(may_have).map(|block| block.header.hash).collect();
-        let mut receipts = self.receipts(&wanted).await.with_context(what)?;
-        for block in &blocks {
-            let (proof, logs) = match unlinked(block) {
-                Some(reason) => (Err((Level::Claimed, reason)), Vec::new()),
-                None if prove::excludes(&block.header.logs_bloom(), &ours) => (Ok(Level::Absent), Vec::new()),
-                None => {
-                    let receipts = receipts.remove(&block.header.hash).context("an answer for each block")?;
-                    let root = block.header.receipts_root();
-                    let logs = receipts.and_then(|all| prove::logs(header(block).block, root, &all, &ours));
-                    match logs {
-                        Ok(logs) => (Ok(Level::Complete), logs),
-                        Err(error) => (Err((Level::Linked, format!("{error:#}"))), Vec::new()),
-                    }
-                }
-            };
-            range.headers.push(header(block));
-            match proof {
-                Ok(level) => {
-                    range.proofs.push(Proof { level, reason: None });
-                    range.logs.extend(logs);
-                }
-                Err((level, reason)) => {
-                    range.proofs.push(Proof { level, reason: Some(reason) });
-                    range.logs.extend(self.claimed_logs(header(block).block, &ours).await.with_context(what)?);
-                }
-            }
-        }
-        Ok(range)
-    }
-
-    /// Returns what the endpoint says that our contracts logged in a block.
-    async fn claimed_logs(&self, block: BlockRef, ours: &[Address]) -> Result<Vec<RawLog>> {
-        let filter = Filter::new().at_block_hash(block.hash).address(ours.to_vec());
-        let logs = self.provider.get_logs(&filter).await?;
-        let mut logs = logs.into_iter().map(raw_log).collect::<Result<Vec<_>>>()?;
-        logs.sort_by_key(|log| log.index);
-        ensure!(
-            logs.iter().all(|log| log.block == block),
-            "the chain moved: logs of block {} are of another",
-            block.number
-        );
-        Ok(logs)
-    }
-
-    /// Returns all receipts of each block, by its hash, or why the endpoint gives none.
-    ///
-    /// # Errors
-    /// If the endpoint does not answer.
-    async fn receipts(&self, blocks: &[B256]) -> Result<HashMap<B256, Result<Vec<prove::Receipt>>>> {
-        let mut receipts = HashMap::with_capacity(blocks.len());
-        for blocks in blocks.chunks(RECEIPTS_PER_BATCH) {
-            let mut batch = self.client.new_batch();
-            let calls = blocks
-                .iter()
-                .map(|block| batch.add_call::<_, Option<Vec<prove::Receipt>>>("eth_getBlockReceipts", &(block,)))
-                .collect::<Result<Vec<_>, _>>()?;
-            batch.send().await?;
-            for (block, call) in blocks.iter().zip(calls) {
-                let answer = match call.await {
-                    Ok(Some(all)) => Ok(all),
-                    Ok(None) => Err(anyhow::anyhow!("the endpoint has no receipts of the block")),
-                    Err(error) if error.is_error_resp() || error.is_deser_error() => {
-                        Err(anyhow::Error::new(error).context("read the block's receipts"))
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                receipts.insert(*block, answer);
-            }
-        }
-        Ok(receipts)
-    }
-
-    /// Returns the blocks, each of which says that it follows the one before.
-    async fn headers(&self, from: u64, to: u64) -> Result<Vec<Block>> {
-        let mut blocks: Vec<Block> = Vec::with_capacity((to - from + 1) as usize);
-        let mut next = from;
-        while next <= to {
-            let last = to.min(next + HEADERS_PER_BATCH - 1);
-            let mut batch = self.client.new_batch();
-            let calls = (next..=last)
-                .map(|number| {
-                    let number = BlockNumberOrTag::Number(number);
-                    batch.add_call::<_, Option<Block>>("eth_getBlockByNumber", &(number, false))
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            batch.send().await?;
-            for (number, call) in (next..=last).zip(calls) {
-                let block = call.await?.with_context(|| format!("the endpoint lacks block {number}"))?;
-                let got = header(&block);
-                ensure!(got.block.number == number, "asked for block {number}, got {}", got.block.number);
-                if let Some(previous) = blocks.last() {
-                    ensure!(got.parent == previous.header.hash, "the chain moved: block {number} has another parent");
-                }
-                blocks.push(block);
-            }
-            next = last + 1;
-        }
-        Ok(blocks)
-    }
-
-    /// Watches for new blocks over WebSocket and wakes the returned receiver at each. Only a wake-up: it reconnects by
-    /// itself, may miss blocks, and polling stays the truth.
-    pub fn wake_on_blocks(endpoint: String) -> watch::Receiver<u64> {
-        let (wake, receiver) = watch::channel(0);
-        tokio::spawn(async move {
-            while !wake.is_closed() {
-                if let Err(error) = forward_heads(&endpoint, &wake).await {
-                    tracing::debug!(%endpoint, error = format!("{error:#}"), "block subscription ended");
-                }
-                tokio::time::sleep(Duration::from_secs(5)).await;
-            }
-        });
-        receiver
     }
 
     /// Returns what the escrow holds for a job, in the job's token: 0 once it was released or refunded.
@@ -453,28 +287,6 @@ impl Chain {
         self.provider.get_transaction_receipt(hash).await.with_context(|| format!("read the receipt of {hash}"))
     }
 
-    /// Returns `job` as the logs of blocks `from..` to the head tell it, or `None` when it is not posted there.
-    ///
-    /// # Errors
-    /// If the endpoint fails or the logs contradict each other.
-    pub async fn job(&self, id: JobId, from: u64) -> Result<Option<Job>> {
-        let head = self.head().await?.block.number;
-        let mut facts = Vec::new();
-        let mut next = from;
-        while next <= head {
-            let last = head.min(next + BLOCKS_PER_READ - 1);
-            for log in self.range(next, last).await?.logs {
-                if let Ok(event) = decode::event(&self.contracts, &log)
-                    && event.job() == Some(id)
-                {
-                    facts.push(Fact::Chain { event, block: log.block });
-                }
-            }
-            next = last + 1;
-        }
-        Ok(Job::fold(id, &facts)?)
-    }
-
     /// Returns the reader of this connection's logs, for the store.
     pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
         let contracts = self.contracts;
@@ -482,47 +294,8 @@ impl Chain {
     }
 }
 
-async fn forward_heads(endpoint: &str, wake: &watch::Sender<u64>) -> Result<()> {
-    let provider = ProviderBuilder::new().connect_ws(WsConnect::new(endpoint)).await?;
-    let mut heads = provider.subscribe_blocks().await?.into_stream();
-    while let Some(head) = heads.next().await {
-        wake.send(head.number()).ok().context("nobody waits for blocks any more")?;
-    }
-    bail!("the subscription closed")
-}
-
 fn request(from: Address, to: Address, data: Bytes, value: U256) -> TransactionRequest {
     TransactionRequest { input: TransactionInput::new(data), value: Some(value), ..Default::default() }
         .from(from)
         .to(to)
-}
-
-fn header(block: &Block) -> Header {
-    Header {
-        block: BlockRef { number: block.header.number(), hash: block.header.hash },
-        parent: block.header.parent_hash(),
-        time: UnixSeconds(block.header.timestamp()),
-    }
-}
-
-/// Returns why a header does not prove its block: its hash is not that of what it says.
-fn unlinked(block: &Block) -> Option<String> {
-    let computed = block.header.inner.hash_slow();
-    (computed != block.header.hash)
-        .then(|| format!("the header's hash is {computed}, the endpoint says {}", block.header.hash))
-}
-
-fn raw_log(log: Log) -> Result<RawLog> {
-    ensure!(!log.removed, "the endpoint sent a removed log");
-    Ok(RawLog {
-        block: BlockRef {
-            number: log.block_number.context("a log without block number")?,
-            hash: log.block_hash.context("a log without block hash")?,
-        },
-        index: log.log_index.context("a log without index")?,
-        tx: log.transaction_hash.context("a log without transaction")?,
-        address: log.address(),
-        topics: log.topics().to_vec(),
-        data: log.data().data.clone(),
-    })
 }

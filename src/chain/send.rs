@@ -13,7 +13,8 @@ use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::call::Call;
-use super::{Chain, raw_log, request};
+use super::follow::raw_log;
+use super::{Chain, request};
 use crate::market::event::RawLog;
 use crate::market::types::BlockRef;
 
