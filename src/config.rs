@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::chain::Contracts;
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
+use crate::tasks::indexer::Prove;
 
 /// Everything a node is told.
 #[derive(Debug, Clone, Deserialize)]
@@ -47,6 +48,12 @@ pub struct ChainConfig {
     /// The most blocks read in one step.
     #[serde(default = "default_blocks_per_step")]
     pub blocks_per_step: u64,
+    /// Which blocks are proven before they are stored.
+    #[serde(default)]
+    pub prove: Prove,
+    /// How deep a block lies that counts as final where the endpoint calls none so; 0: none does.
+    #[serde(default = "default_finality_depth")]
+    pub finality_depth: u64,
 }
 
 /// Where the node meets its peers.
@@ -152,6 +159,9 @@ impl Default for ProverConfig {
 
 fn default_poll_ms() -> u64 {
     1000
+}
+fn default_finality_depth() -> u64 {
+    1800
 }
 fn default_blocks_per_step() -> u64 {
     100

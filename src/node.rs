@@ -127,6 +127,8 @@ impl Node {
             metrics: metrics.clone(),
             start_block: config.chain.start_block,
             blocks_per_step: config.chain.blocks_per_step,
+            prove: config.chain.prove,
+            finality_depth: config.chain.finality_depth,
         };
         let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
         let never = || watch::channel(0).1;

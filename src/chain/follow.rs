@@ -13,12 +13,13 @@ use futures::StreamExt;
 use tokio::sync::watch;
 
 use super::{Chain, decode, prove};
-use crate::market::event::{Header, Level, Proof, Range, RawLog};
+use crate::market::coverage::{self, Coverage};
+use crate::market::event::{Header, Level, Range, RawLog};
 use crate::market::job::{Fact, Job};
 use crate::market::types::{BlockRef, JobId, UnixSeconds};
 
 /// Headers asked for in one JSON-RPC batch.
-const HEADERS_PER_BATCH: u64 = 50;
+const HEADERS_PER_BATCH: usize = 100;
 /// Blocks whose receipts are asked for in one JSON-RPC batch: 100 logs are about 80 kB.
 const RECEIPTS_PER_BATCH: usize = 10;
 /// Blocks read at once when a job is looked up without a store.
@@ -61,39 +62,73 @@ impl Chain {
     /// If the endpoint fails, lacks a block, or its chain moved during the reading. Calling again is safe.
     pub async fn range(&self, from: u64, to: u64) -> Result<Range> {
         let what = || format!("read blocks {from}..={to} from {}", self.endpoint);
-        let blocks = self.headers(from, to).await.with_context(what)?;
+        let blocks = self.blocks(from..=to).await.with_context(what)?;
+        for pair in blocks.windows(2) {
+            let [parent, child] = [header(&pair[0]), header(&pair[1])];
+            ensure!(
+                child.parent == parent.block.hash,
+                "the chain moved: block {} has another parent",
+                child.block.number
+            );
+        }
         let ours = self.contracts.indexed();
-        let mut range = Range { headers: Vec::new(), proofs: Vec::new(), logs: Vec::new() };
         let may_have = |block: &&Block| !prove::excludes(&block.header.logs_bloom(), &ours);
         let wanted: Vec<B256> = blocks.iter().filter(may_have).map(|block| block.header.hash).collect();
         let mut receipts = self.receipts(&wanted).await.with_context(what)?;
+        let mut range = Range::default();
         for block in &blocks {
-            let (proof, logs) = match unlinked(block) {
-                Some(reason) => (Err((Level::Claimed, reason)), Vec::new()),
-                None if prove::excludes(&block.header.logs_bloom(), &ours) => (Ok(Level::Absent), Vec::new()),
+            let header = header(block);
+            let proven = match unlinked(block) {
+                Some(reason) => Err((Level::Claimed, reason)),
+                None if prove::excludes(&block.header.logs_bloom(), &ours) => Ok((Level::Absent, Vec::new())),
                 None => {
-                    let receipts = receipts.remove(&block.header.hash).context("an answer for each block")?;
-                    let root = block.header.receipts_root();
-                    let logs = receipts.and_then(|all| prove::logs(header(block).block, root, &all, &ours));
-                    match logs {
-                        Ok(logs) => (Ok(Level::Complete), logs),
-                        Err(error) => (Err((Level::Linked, format!("{error:#}"))), Vec::new()),
-                    }
+                    let receipts = receipts.remove(&header.block.hash).context("an answer for each block")?;
+                    receipts
+                        .and_then(|all| prove::logs(header.block, block.header.receipts_root(), &all, &ours))
+                        .map(|logs| (Level::Complete, logs))
+                        .map_err(|error| (Level::Linked, format!("{error:#}")))
                 }
             };
-            range.headers.push(header(block));
-            match proof {
-                Ok(level) => {
-                    range.proofs.push(Proof { level, reason: None });
-                    range.logs.extend(logs);
-                }
+            let (level, reason, logs) = match proven {
+                Ok((level, logs)) => (level, None, logs),
                 Err((level, reason)) => {
-                    range.proofs.push(Proof { level, reason: Some(reason) });
-                    range.logs.extend(self.claimed_logs(header(block).block, &ours).await.with_context(what)?);
+                    (level, Some(reason), self.claimed_logs(header.block, &ours).await.with_context(what)?)
                 }
-            }
+            };
+            coverage::push(&mut range.coverage, Coverage::of_block(header.block.number, level, reason));
+            range.headers.push(header);
+            range.logs.extend(logs);
         }
         Ok(range)
+    }
+
+    /// Returns blocks `from..=to` with the logs of our contracts that the endpoint finds in them: fast, and nothing but its word.
+    /// Only for blocks that are final.
+    ///
+    /// # Errors
+    /// If the endpoint fails, lacks a block, or contradicts itself. Calling again is safe.
+    pub async fn claimed(&self, from: u64, to: u64) -> Result<Range> {
+        let what = || format!("read the logs of blocks {from}..={to} from {}", self.endpoint);
+        let filter = Filter::new().from_block(from).to_block(to).address(self.contracts.indexed());
+        let logs = self.provider.get_logs(&filter).await.with_context(what)?;
+        let mut logs = logs.into_iter().map(raw_log).collect::<Result<Vec<_>>>().with_context(what)?;
+        logs.sort_by_key(RawLog::place);
+        let with_logs = logs.iter().flat_map(|log| [log.block.number, log.block.number + 1]);
+        let mut wanted: Vec<u64> = with_logs.chain([from, to]).filter(|number| (from..=to).contains(number)).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let headers: Vec<Header> = self.blocks(wanted).await.with_context(what)?.iter().map(header).collect();
+        for log in &logs {
+            let at = headers.binary_search_by_key(&log.block.number, |header| header.block.number);
+            ensure!(
+                at.is_ok_and(|at| headers[at].block == log.block),
+                "{}: a log is of block {} ({}), which is not there",
+                what(),
+                log.block.number,
+                log.block.hash
+            );
+        }
+        Ok(Range { headers, coverage: vec![Coverage::of(from, to, Level::Claimed, None)], logs })
     }
 
     /// Returns what the endpoint says that our contracts logged in a block.
@@ -101,7 +136,7 @@ impl Chain {
         let filter = Filter::new().at_block_hash(block.hash).address(ours.to_vec());
         let logs = self.provider.get_logs(&filter).await?;
         let mut logs = logs.into_iter().map(raw_log).collect::<Result<Vec<_>>>()?;
-        logs.sort_by_key(|log| log.index);
+        logs.sort_by_key(RawLog::place);
         ensure!(
             logs.iter().all(|log| log.block == block),
             "the chain moved: logs of block {} are of another",
@@ -138,30 +173,25 @@ impl Chain {
         Ok(receipts)
     }
 
-    /// Returns the blocks, each of which says that it follows the one before.
-    async fn headers(&self, from: u64, to: u64) -> Result<Vec<Block>> {
-        let mut blocks: Vec<Block> = Vec::with_capacity((to - from + 1) as usize);
-        let mut next = from;
-        while next <= to {
-            let last = to.min(next + HEADERS_PER_BATCH - 1);
+    /// Returns the blocks of those numbers.
+    async fn blocks(&self, numbers: impl IntoIterator<Item = u64>) -> Result<Vec<Block>> {
+        let numbers: Vec<u64> = numbers.into_iter().collect();
+        let mut blocks: Vec<Block> = Vec::with_capacity(numbers.len());
+        for numbers in numbers.chunks(HEADERS_PER_BATCH) {
             let mut batch = self.client.new_batch();
-            let calls = (next..=last)
+            let calls = numbers
+                .iter()
                 .map(|number| {
-                    let number = BlockNumberOrTag::Number(number);
+                    let number = BlockNumberOrTag::Number(*number);
                     batch.add_call::<_, Option<Block>>("eth_getBlockByNumber", &(number, false))
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             batch.send().await?;
-            for (number, call) in (next..=last).zip(calls) {
+            for (number, call) in numbers.iter().zip(calls) {
                 let block = call.await?.with_context(|| format!("the endpoint lacks block {number}"))?;
-                let got = header(&block);
-                ensure!(got.block.number == number, "asked for block {number}, got {}", got.block.number);
-                if let Some(previous) = blocks.last() {
-                    ensure!(got.parent == previous.header.hash, "the chain moved: block {number} has another parent");
-                }
+                ensure!(block.header.number == *number, "asked for block {number}, got {}", block.header.number);
                 blocks.push(block);
             }
-            next = last + 1;
         }
         Ok(blocks)
     }

@@ -134,7 +134,7 @@ pub async fn status(global: &Global) -> Result<()> {
     }
     for range in coverage {
         let reason = range.reason.map_or(String::new(), |reason| format!(": {reason}"));
-        println!("blocks {:>9} to {:>9}  {}{reason}", range.from, range.to, range.level);
+        println!("blocks {:>9} to {:>9}  {}{reason}", range.from, range.to, range.level.name());
     }
     Ok(())
 }

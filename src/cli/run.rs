@@ -19,9 +19,12 @@ use crate::tasks::{Pass, Task};
 
 #[derive(Debug, clap::Args)]
 pub struct IndexArguments {
-    /// Stop at the head of the chain instead of following it.
+    /// Stop at the head of the chain, with every block proven that can be, instead of following it.
     #[arg(long)]
     once: bool,
+    /// Stop at the head even if blocks are left to prove; the next run proves them.
+    #[arg(long, requires = "once")]
+    unproven: bool,
 }
 
 /// Runs the node until it is told to stop (SIGINT, SIGTERM) or a task breaks down.
@@ -75,6 +78,8 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
         metrics: Metrics::new(),
         start_block: config.chain.start_block,
         blocks_per_step: config.chain.blocks_per_step,
+        prove: config.chain.prove,
+        finality_depth: config.chain.finality_depth,
     };
     let bar = progress("blocks");
     let follow = async {
@@ -83,7 +88,9 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
             let at = store.cursor().await?.map_or(0, |cursor| cursor.number);
             bar.set_length(indexer.metrics.head_block.get() as u64);
             bar.set_position(at);
+            let at_head = at >= indexer.metrics.head_block.get() as u64;
             match passed {
+                Ok(Pass::Again) if arguments.unproven && at_head => return anyhow::Ok(()),
                 Ok(Pass::Again) => continue,
                 Ok(Pass::Idle) if arguments.once => return anyhow::Ok(()),
                 Ok(Pass::Idle) => {}

@@ -26,6 +26,7 @@ pub struct Metrics {
     pub logs: Counter,
     pub undecoded_logs: Counter,
     pub reorgs: Counter,
+    pub corrected_blocks: Counter,
     pub reservations: Gauge,
     pub open_transactions: Gauge,
     /// By kind of transaction.
@@ -56,6 +57,7 @@ impl Metrics {
             logs: Counter::default(),
             undecoded_logs: Counter::default(),
             reorgs: Counter::default(),
+            corrected_blocks: Counter::default(),
             reservations: Gauge::default(),
             open_transactions: Gauge::default(),
             transactions_sent: Family::default(),
@@ -80,6 +82,11 @@ impl Metrics {
             m.undecoded_logs.clone(),
         );
         registry.register("reorgs", "rewinds after a reorganisation of the chain", m.reorgs.clone());
+        registry.register(
+            "corrected_blocks",
+            "blocks whose logs an endpoint had told wrong, found out when they were proven",
+            m.corrected_blocks.clone(),
+        );
         registry.register("reservations", "engine slots reserved for jobs", m.reservations.clone());
         registry.register(
             "open_transactions",

@@ -2,8 +2,10 @@
 //!
 //! Decoding itself belongs to `chain`; past that border nobody sees an ABI word.
 
+use alloy::primitives::Keccak256;
 use serde::{Deserialize, Serialize};
 
+use super::coverage::Coverage;
 use super::types::{Address, B256, BlockRef, Bytes, JobId, U256, UnixSeconds};
 
 /// A block header, as far as we keep it.
@@ -42,26 +44,25 @@ impl Level {
         }
     }
 
+    /// Returns the level of that name, if there is one.
+    pub fn named(name: &str) -> Option<Level> {
+        Level::ALL.into_iter().find(|level| level.name() == name)
+    }
+
     /// Returns whether which logs the block has is proven.
     pub fn is_proven(self) -> bool {
         self >= Level::Absent
     }
 }
 
-/// What is proven of a block.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Proof {
-    pub level: Level,
-    /// Why no more, where which logs the block has is not proven.
-    pub reason: Option<String>,
-}
-
-/// Blocks that follow one another, and all logs of our contracts in them as far as is proven.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Blocks that follow one another, and the logs of our contracts in them as far as is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Range {
+    /// In order: at least the first and the last, those with logs and the ones after these; all of them where more is proven
+    /// than claimed.
     pub headers: Vec<Header>,
-    /// One for each header.
-    pub proofs: Vec<Proof>,
+    /// What is proven of every block of the range.
+    pub coverage: Vec<Coverage>,
     /// In chain order.
     pub logs: Vec<RawLog>,
 }
@@ -80,21 +81,27 @@ pub struct RawLog {
 }
 
 impl RawLog {
+    /// Returns where on the chain the log is; logs are ordered by it.
+    pub fn place(&self) -> (u64, u64) {
+        (self.block.number, self.index)
+    }
+
     /// Returns the journal link of this log after `previous`:
     /// `keccak256(previous ‖ chain id ‖ block ‖ block hash ‖ log index ‖ tx hash ‖ address ‖ number of topics ‖ topics ‖
     /// data)`, numbers as eight big-endian bytes. Two journals with the same head hold the same logs in the same order.
     pub fn link(&self, previous: B256, chain_id: u64) -> B256 {
-        let mut bytes = previous.to_vec();
-        bytes.extend(chain_id.to_be_bytes());
-        bytes.extend(self.block.number.to_be_bytes());
-        bytes.extend(self.block.hash);
-        bytes.extend(self.index.to_be_bytes());
-        bytes.extend(self.tx);
-        bytes.extend(self.address);
-        bytes.extend((self.topics.len() as u64).to_be_bytes());
-        self.topics.iter().for_each(|topic| bytes.extend(topic));
-        bytes.extend(&self.data);
-        alloy::primitives::keccak256(bytes)
+        let mut hasher = Keccak256::new();
+        hasher.update(previous);
+        hasher.update(chain_id.to_be_bytes());
+        hasher.update(self.block.number.to_be_bytes());
+        hasher.update(self.block.hash);
+        hasher.update(self.index.to_be_bytes());
+        hasher.update(self.tx);
+        hasher.update(self.address);
+        hasher.update((self.topics.len() as u64).to_be_bytes());
+        self.topics.iter().for_each(|topic| hasher.update(topic));
+        hasher.update(&self.data);
+        hasher.finalize()
     }
 }
 

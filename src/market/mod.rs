@@ -3,6 +3,7 @@
 //! Pure: no async, no clock, no I/O, no randomness; time is an argument. Never talks to a chain, a disk or a peer.
 
 pub mod commitment;
+pub mod coverage;
 pub mod event;
 pub mod job;
 pub mod offer;

@@ -1,10 +1,11 @@
 //! Read-only views for people: lists of jobs, one job's timeline, and the rows an audit compares.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use sqlx::{Row, SqliteConnection};
 
 use super::{SqliteRow, Store, address, amount, hash, raw_log};
+use crate::market::coverage::Coverage;
 use crate::market::event::{Header, Level, RawLog};
 use crate::market::job::{Job, Work};
 use crate::market::types::{self, Address, B256, BlockRef, JobId, U256, UnixSeconds};
@@ -85,18 +86,6 @@ impl Entry {
     }
 }
 
-/// Blocks in a row of which the same is proven.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Coverage {
-    /// First and last block.
-    pub from: u64,
-    pub to: u64,
-    /// A name of [`crate::market::event::Level`].
-    pub level: String,
-    /// Why no more is proven of the first of them.
-    pub reason: Option<String>,
-}
-
 /// A stored log with what we made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRow {
@@ -121,44 +110,65 @@ impl Store {
         rows.iter().map(job_row).collect()
     }
 
-    /// Returns what is proven of the stored blocks, in order, blocks of which the same is proven together. Whether a block's
-    /// bloom or its receipts prove its logs makes no difference here: both are `complete`.
+    /// Returns what is proven of the stored blocks, in order.
     pub async fn coverage(&self) -> Result<Vec<Coverage>> {
-        let rows = sqlx::query(
-            "SELECT min(number), max(number), level, min(unproven) FROM (
-                 SELECT number, level, unproven, number - row_number() OVER (PARTITION BY level ORDER BY number) AS run
-                 FROM (SELECT number, unproven, iif(proof = 'absent', 'complete', proof) AS level
-                       FROM block WHERE canonical = 1))
-             GROUP BY level, run ORDER BY 1",
+        let rows = sqlx::query("SELECT first, last, level, reason FROM coverage ORDER BY first")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(coverage).collect()
+    }
+
+    /// Returns blocks in a row that are stored on an endpoint's word with nothing against it, or `None`: those that hold logs first,
+    /// of these the newest.
+    pub async fn newest_claimed(&self) -> Result<Option<Coverage>> {
+        let with_logs: Vec<i64> = sqlx::query_scalar(
+            "SELECT number FROM coverage JOIN block ON number BETWEEN first AND last
+             WHERE level = 'claimed' AND reason IS NULL AND canonical = 1
+             AND EXISTS (SELECT 1 FROM log WHERE log.block = block.seq) ORDER BY first DESC, number DESC LIMIT 1000",
         )
         .fetch_all(&self.readers)
         .await?;
-        Ok(rows
-            .iter()
-            .map(|row| Coverage {
-                from: row.get::<i64, _>(0) as u64,
-                to: row.get::<i64, _>(1) as u64,
-                level: row.get(2),
-                reason: row.get(3),
-            })
-            .collect())
+        if let [to, ..] = with_logs[..] {
+            let in_a_row = with_logs.iter().zip(0..).take_while(|(number, place)| **number == to - place).count();
+            return Ok(Some(Coverage::of((to + 1) as u64 - in_a_row as u64, to as u64, Level::Claimed, None)));
+        }
+        let row = sqlx::query(
+            "SELECT first, last, level, reason FROM coverage WHERE level = 'claimed' AND reason IS NULL
+             ORDER BY first DESC LIMIT 1",
+        )
+        .fetch_optional(&self.readers)
+        .await?;
+        row.as_ref().map(coverage).transpose()
+    }
+
+    /// Returns what is proven of the stored block `number`, or `None` when it is not stored.
+    pub async fn level(&self, number: u64) -> Result<Option<Level>> {
+        let row = sqlx::query(
+            "SELECT first, last, level, reason FROM coverage WHERE first <= ?1 AND last >= ?1 ORDER BY first DESC LIMIT 1",
+        )
+        .bind(number as i64)
+        .fetch_optional(&self.readers)
+        .await?;
+        Ok(row.as_ref().map(coverage).transpose()?.map(|range| range.level))
     }
 
     /// Returns whether which logs the canonical block `number` has is proven.
     pub async fn is_proven(&self, number: u64) -> Result<bool> {
-        let proof: Option<String> = sqlx::query_scalar("SELECT proof FROM block WHERE number = ? AND canonical = 1")
-            .bind(number as i64)
-            .fetch_optional(&self.readers)
-            .await?;
-        Ok(Level::ALL.into_iter().any(|level| level.is_proven() && proof.as_deref() == Some(level.name())))
+        Ok(self.level(number).await?.is_some_and(Level::is_proven))
+    }
+
+    /// Returns the jobs whose canonical logs contradict each other, each with how.
+    pub async fn conflicts(&self) -> Result<Vec<(JobId, String)>> {
+        let rows = sqlx::query("SELECT job, what FROM conflict ORDER BY job").fetch_all(&self.readers).await?;
+        Ok(rows.iter().map(|row| (JobId(row.get::<i64, _>(0) as u64), row.get(1))).collect())
     }
 
     /// Returns what happened to a job, oldest first: events with orphans marked, our work, our transactions.
     pub async fn timeline(&self, job: JobId) -> Result<Timeline> {
         let mut entries = Vec::new();
         let events = sqlx::query(
-            "SELECT b.time, l.block_number, l.tx_hash, l.kind, l.canonical FROM log l JOIN block b ON b.hash = l.block_hash
-             WHERE l.job = ? ORDER BY l.block_number, l.log_index",
+            "SELECT time, number, tx_hash, kind, canonical FROM log JOIN block ON block.seq = log.block
+             WHERE job = ? ORDER BY number, log.block, log_index",
         )
         .bind(job.0 as i64)
         .fetch_all(&self.readers)
@@ -219,52 +229,20 @@ impl Store {
             .collect()
     }
 
-    /// Returns the canonical headers of `from..=to`, in order.
+    /// Returns the stored canonical headers of `from..=to`, in order.
     pub async fn blocks(&self, from: u64, to: u64) -> Result<Vec<Header>> {
-        let rows = sqlx::query(
-            "SELECT number, hash, parent, time FROM block WHERE canonical = 1 AND number BETWEEN ? AND ? ORDER BY number",
-        )
-        .bind(from as i64)
-        .bind(to as i64)
-        .fetch_all(&self.readers)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Header {
-                    block: BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? },
-                    parent: hash(row, 2)?,
-                    time: UnixSeconds(row.get::<i64, _>(3) as u64),
-                })
-            })
-            .collect()
+        blocks(&mut *self.readers.acquire().await?, from, to).await
     }
 
     /// Returns the canonical logs of blocks `from..=to`, in chain order.
     pub async fn logs(&self, from: u64, to: u64) -> Result<Vec<LogRow>> {
-        let rows = sqlx::query(
-            "SELECT block_number, block_hash, log_index, tx_hash, address, topics, data, kind, job, link FROM log
-             WHERE canonical = 1 AND block_number BETWEEN ? AND ? ORDER BY block_number, log_index",
-        )
-        .bind(from as i64)
-        .bind(to as i64)
-        .fetch_all(&self.readers)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(LogRow {
-                    log: raw_log(row)?,
-                    kind: row.get(7),
-                    job: row.get::<Option<i64>, _>(8).map(|job| JobId(job as u64)),
-                    link: hash(row, 9)?,
-                })
-            })
-            .collect()
+        logs(&mut *self.readers.acquire().await?, from, to).await
     }
 
-    /// Returns the lowest canonical block stored, or `None` in a new file.
+    /// Returns the lowest block indexed, or `None` in a new file.
     pub async fn first_block(&self) -> Result<Option<u64>> {
         let number: Option<i64> =
-            sqlx::query_scalar("SELECT min(number) FROM block WHERE canonical = 1").fetch_one(&self.readers).await?;
+            sqlx::query_scalar("SELECT min(first) FROM coverage").fetch_one(&self.readers).await?;
         Ok(number.map(|number| number as u64))
     }
 }
@@ -301,15 +279,56 @@ impl JobRow {
     }
 }
 
-/// Returns every row of the job table, in order.
-pub(super) async fn job_rows(connection: &mut SqliteConnection) -> Result<Vec<JobRow>> {
+pub(super) async fn blocks(connection: &mut SqliteConnection, from: u64, to: u64) -> Result<Vec<Header>> {
     let rows = sqlx::query(
-        "SELECT id, state, renter, host, model, token, payment, paid, tokens, output, deadline, posted_block FROM job
-         ORDER BY id",
+        "SELECT number, hash, parent, time FROM block WHERE canonical = 1 AND number BETWEEN ? AND ? ORDER BY number",
     )
+    .bind(from as i64)
+    .bind(to as i64)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(job_row).collect()
+    rows.iter()
+        .map(|row| {
+            Ok(Header {
+                block: BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? },
+                parent: hash(row, 2)?,
+                time: UnixSeconds(row.get::<i64, _>(3) as u64),
+            })
+        })
+        .collect()
+}
+
+pub(super) async fn logs(connection: &mut SqliteConnection, from: u64, to: u64) -> Result<Vec<LogRow>> {
+    let rows = sqlx::query(
+        "SELECT number, hash, log_index, tx_hash, address, topics, data, kind, job, link
+         FROM block JOIN log ON log.block = block.seq
+         WHERE canonical = 1 AND number BETWEEN ? AND ? ORDER BY number, log_index",
+    )
+    .bind(from as i64)
+    .bind(to as i64)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(LogRow {
+                log: raw_log(row)?,
+                kind: row.get(7),
+                job: row.get::<Option<i64>, _>(8).map(|job| JobId(job as u64)),
+                link: hash(row, 9)?,
+            })
+        })
+        .collect()
+}
+
+/// Reads the columns `first, last, level, reason`.
+pub(super) fn coverage(row: &SqliteRow) -> Result<Coverage> {
+    let name: &str = row.get(2);
+    Ok(Coverage {
+        from: row.get::<i64, _>(0) as u64,
+        to: row.get::<i64, _>(1) as u64,
+        level: Level::named(name).with_context(|| format!("a stored level is {name:?}"))?,
+        reason: row.get(3),
+    })
 }
 
 fn job_row(row: &SqliteRow) -> Result<JobRow> {

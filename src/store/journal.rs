@@ -1,14 +1,17 @@
-//! Extending and rewinding the journal: logs, what they mean and the cursor move together or not at all.
+//! Extending, confirming and rewinding the journal: logs, what they mean and the cursor move together or not at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use sqlx::{Row, SqliteConnection};
+use sqlx::sqlite::Sqlite;
+use sqlx::{QueryBuilder, Row, SqliteConnection};
 
-use super::{JobRow, Store, hash, history::job_rows, raw_log};
-use crate::market::event::{Header, Proof, Range, RawLog};
-use crate::market::job::Job;
+use super::projection::{ROWS_PER_STATEMENT, write};
+use super::{Store, hash, history, raw_log};
+use crate::market::coverage::{Coverage, lay};
+use crate::market::event::{Header, Level, Range, RawLog};
+use crate::market::job::Fact;
 use crate::market::types::{B256, BlockRef, JobId};
 
 /// What one extension of the journal brought.
@@ -34,84 +37,208 @@ pub struct Rederived {
     pub journal_head: B256,
 }
 
-/// Logs read at once while everything is derived anew.
+/// A block that was stored with other logs than are proven, or as another block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Correction {
+    pub block: BlockRef,
+    pub logs_before: usize,
+    pub logs: usize,
+}
+
+/// Logs read at once while everything is derived anew, and jobs.
 const LOGS_PER_PAGE: i64 = 1000;
+const JOBS_PER_PAGE: i64 = 500;
+
+/// A log with what we make of it, as it is written.
+struct Entry<'a> {
+    /// Its block's row.
+    block: i64,
+    log: &'a RawLog,
+    kind: Option<&'static str>,
+    job: Option<JobId>,
+    link: B256,
+}
 
 impl Store {
     /// Appends `range`, blocks that continue the cursor, folds the jobs that its logs touch and moves the cursor, in one
     /// transaction.
     ///
     /// # Errors
-    /// If a header does not link to the one before, a log lies in none of the blocks, or a job's facts conflict:
-    /// then nothing is stored.
+    /// If a header does not link to the one before or a log lies in none of the blocks: then nothing is stored.
     pub async fn extend(&self, range: &Range) -> Result<Extended> {
-        let Range { headers, proofs, logs } = range;
-        ensure!(proofs.len() == headers.len(), "{} proofs of {} blocks", proofs.len(), headers.len());
+        let Range { headers, coverage, logs } = range;
         let Some(last) = headers.last() else {
-            ensure!(logs.is_empty(), "{} logs without a block", logs.len());
+            ensure!(logs.is_empty() && coverage.is_empty(), "{} logs without a block", logs.len());
             return Ok(Extended::default());
         };
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        self.check_linked(&mut tx, headers, logs).await?;
-        for (header, proof) in headers.iter().zip(proofs) {
-            insert_block(&mut tx, header, proof).await?;
-        }
+        let cursor = sqlx::query("SELECT number, hash FROM cursor").fetch_optional(&mut *tx).await?;
+        let cursor = match cursor {
+            Some(row) => Some(BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? }),
+            None => None,
+        };
+        check(cursor, range)?;
+        let blocks = insert_blocks(&mut tx, headers).await?;
         let mut extended = Extended { logs: logs.len(), ..Extended::default() };
-        let mut head = journal_head(&mut tx).await?;
+        let mut link = journal_head(&mut tx).await?;
+        let mut entries = Vec::with_capacity(logs.len());
+        let mut told: Vec<(JobId, Fact)> = Vec::with_capacity(logs.len());
         for log in logs {
-            head = log.link(head, self.chain_id);
+            link = log.link(link, self.chain_id);
             let event = (self.decode)(log);
-            if event.is_err() {
-                extended.undecoded.push((log.tx, log.index));
+            let (kind, job) = event.as_ref().map_or((None, None), |event| (Some(event.name()), event.job()));
+            let block = blocks[&log.block.number];
+            entries.push(Entry { block, log, kind, job, link });
+            match (event, job) {
+                (Ok(event), Some(job)) => told.push((job, Fact::Chain { event, block: log.block })),
+                (Ok(_), None) => {}
+                (Err(_), _) => extended.undecoded.push((log.tx, log.index)),
             }
-            let (kind, job) = event.map_or((None, None), |event| (Some(event.name()), event.job()));
-            extended.jobs.extend(job);
-            insert_log(&mut tx, log, kind, job, head).await?;
         }
-        for &job in &extended.jobs {
-            self.project(&mut tx, job).await?;
-        }
+        extended.jobs = told.iter().map(|(job, _)| *job).collect();
+        let touched: Vec<JobId> = extended.jobs.iter().copied().collect();
+        let mut facts = self.chain_facts(&mut tx, &touched).await?;
+        told.into_iter().for_each(|(job, fact)| facts.entry(job).or_default().push(fact));
+        insert_logs(&mut tx, &entries).await?;
+        write(&mut tx, &touched, &facts).await?;
+        cover(&mut tx, coverage).await?;
         move_cursor(&mut tx, last.block).await?;
         tx.commit().await?;
         self.wake();
         Ok(extended)
     }
 
+    /// Compares stored blocks with `range`, which was read again, better proven, and corrects those that are proven and
+    /// differ. Says which these were.
+    ///
+    /// # Errors
+    /// If the range is not all stored, or its final block is another: then nothing is changed.
+    pub async fn confirm(&self, range: &Range) -> Result<Vec<Correction>> {
+        let Range { headers, coverage, logs } = range;
+        let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(Vec::new()) };
+        let (from, to) = (first.block.number, last.block.number);
+        let cursor = self.cursor().await?.context("nothing is stored yet")?;
+        ensure!(to <= cursor.number, "block {to} is past the newest stored, {}", cursor.number);
+        check(None, range)?;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let stored: BTreeMap<u64, Header> =
+            history::blocks(&mut tx, from, to).await?.into_iter().map(|header| (header.block.number, header)).collect();
+        let mine = history::logs(&mut tx, from, to).await?;
+        let mut corrections = Vec::new();
+        let mut jobs = BTreeSet::new();
+        for header in headers {
+            let number = header.block.number;
+            if !coverage.iter().any(|range| range.level.is_proven() && range.from <= number && number <= range.to) {
+                continue;
+            }
+            let old: Vec<_> = mine.iter().filter(|row| row.log.block.number == number).collect();
+            let new: Vec<&RawLog> = logs.iter().filter(|log| log.block.number == number).collect();
+            let here = stored.get(&number);
+            // The hash of the block after a commitment draws the positions to open.
+            let draws = logs.iter().any(|log| log.block.number + 1 == number);
+            if here.is_none() && draws && new.is_empty() {
+                insert_blocks(&mut tx, &[*header]).await?;
+            }
+            let same_block = here.map_or(new.is_empty(), |stored| stored == header);
+            if same_block && old.iter().map(|row| &row.log).eq(new.iter().copied()) {
+                continue;
+            }
+            let known = cursor.number == number && cursor.hash != header.block.hash;
+            let last =
+                self.finality().await?.is_some_and(|last| last.block.number == number && last.block != header.block);
+            ensure!(!known && !last, "block {number} is stored as another than {}", header.block.hash);
+            sqlx::query("UPDATE block SET canonical = 0 WHERE number = ? AND canonical = 1")
+                .bind(number as i64)
+                .execute(&mut *tx)
+                .await?;
+            let block = insert_blocks(&mut tx, &[*header]).await?[&number];
+            let mut entries = Vec::with_capacity(new.len());
+            for &log in &new {
+                let event = (self.decode)(log);
+                let (kind, job) = event.map_or((None, None), |event| (Some(event.name()), event.job()));
+                jobs.extend(job);
+                entries.push(Entry { block, log, kind, job, link: B256::ZERO });
+            }
+            insert_logs(&mut tx, &entries).await?;
+            jobs.extend(old.iter().filter_map(|row| row.job));
+            corrections.push(Correction { block: header.block, logs_before: old.len(), logs: new.len() });
+        }
+        if let Some(first) = corrections.first() {
+            self.derive_logs(&mut tx, first.block.number, &mut Rederived::default(), |_| ()).await?;
+            self.project(&mut tx, &jobs.into_iter().collect::<Vec<_>>()).await?;
+        }
+        cover(&mut tx, coverage).await?;
+        tx.commit().await?;
+        self.wake();
+        Ok(corrections)
+    }
+
     /// Makes everything that follows from the journal anew: what each log means, the journal's links, and every job. Asks
     /// nobody. `progress` is told how many logs are done.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or a job's facts conflict: then nothing is changed.
+    /// If the file cannot be read or written: then nothing is changed.
     pub async fn rederive(&self, progress: impl Fn(u64)) -> Result<Rederived> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let before: Vec<JobRow> = job_rows(&mut tx).await?;
         let mut done = Rederived::default();
-        let (mut head, mut place) = (B256::ZERO, (-1, -1));
+        self.derive_logs(&mut tx, 0, &mut done, progress).await?;
+        let mut after = 0;
+        loop {
+            let page: Vec<i64> = sqlx::query_scalar(
+                "SELECT job FROM log WHERE job > ?1 UNION SELECT id FROM job WHERE id > ?1 ORDER BY 1 LIMIT ?2",
+            )
+            .bind(after)
+            .bind(JOBS_PER_PAGE)
+            .fetch_all(&mut *tx)
+            .await?;
+            let Some(last) = page.last() else { break };
+            after = *last;
+            let jobs: Vec<JobId> = page.into_iter().map(|job| JobId(job as u64)).collect();
+            let (posted, changed) = self.project(&mut tx, &jobs).await?;
+            done.jobs += posted as u64;
+            done.jobs_changed.extend(changed);
+        }
+        tx.commit().await?;
+        self.wake();
+        Ok(done)
+    }
+
+    /// Makes the meaning and the links of all canonical logs from block `from` on anew.
+    async fn derive_logs(
+        &self,
+        tx: &mut SqliteConnection,
+        from: u64,
+        done: &mut Rederived,
+        progress: impl Fn(u64),
+    ) -> Result<()> {
+        done.journal_head = link_before(tx, from).await?;
+        let mut place = (from as i64, -1);
         loop {
             let rows = sqlx::query(
-                "SELECT block_number, block_hash, log_index, tx_hash, address, topics, data, kind, job, link, seq FROM log
-                 WHERE canonical = 1 AND (block_number, log_index) > (?, ?) ORDER BY block_number, log_index LIMIT ?",
+                "SELECT number, hash, log_index, tx_hash, address, topics, data, kind, job, link, log.seq
+                 FROM block JOIN log ON log.block = block.seq
+                 WHERE canonical = 1 AND (number, log_index) > (?, ?) ORDER BY number, log_index LIMIT ?",
             )
             .bind(place.0)
             .bind(place.1)
             .bind(LOGS_PER_PAGE)
             .fetch_all(&mut *tx)
             .await?;
-            let Some(last) = rows.last() else { break };
+            let Some(last) = rows.last() else { return Ok(()) };
             place = (last.get(0), last.get(2));
             for row in &rows {
                 let log = raw_log(row)?;
-                head = log.link(head, self.chain_id);
+                done.journal_head = log.link(done.journal_head, self.chain_id);
                 let (kind, job) = (self.decode)(&log).map_or((None, None), |event| (Some(event.name()), event.job()));
                 let stored: (Option<&str>, Option<i64>, &[u8]) = (row.get(7), row.get(8), row.get(9));
-                if stored == (kind, job.map(|job| job.0 as i64), head.as_slice()) {
+                if stored == (kind, job.map(|job| job.0 as i64), done.journal_head.as_slice()) {
                     continue;
                 }
                 done.logs_changed += 1;
                 sqlx::query("UPDATE log SET (kind, job, link) = (?, ?, ?) WHERE seq = ?")
                     .bind(kind)
                     .bind(job.map(|job| job.0 as i64))
-                    .bind(head.as_slice())
+                    .bind(done.journal_head.as_slice())
                     .bind(row.get::<i64, _>(10))
                     .execute(&mut *tx)
                     .await?;
@@ -119,60 +246,6 @@ impl Store {
             done.logs += rows.len() as u64;
             progress(done.logs);
         }
-        sqlx::query("DELETE FROM job").execute(&mut *tx).await?;
-        let jobs: Vec<i64> =
-            sqlx::query_scalar("SELECT DISTINCT job FROM log WHERE canonical = 1 AND job IS NOT NULL ORDER BY job")
-                .fetch_all(&mut *tx)
-                .await?;
-        for job in jobs {
-            self.project(&mut tx, JobId(job as u64)).await?;
-        }
-        let after = job_rows(&mut tx).await?;
-        done.jobs = after.len() as u64;
-        let differs = |row: &&JobRow| !before.contains(row);
-        done.jobs_changed = after.iter().filter(differs).map(|row| row.id).collect();
-        done.jobs_changed.extend(before.iter().map(|row| row.id).filter(|id| !after.iter().any(|row| row.id == *id)));
-        done.journal_head = head;
-        tx.commit().await?;
-        self.wake();
-        Ok(done)
-    }
-
-    async fn check_linked(&self, tx: &mut SqliteConnection, headers: &[Header], logs: &[RawLog]) -> Result<()> {
-        let cursor = sqlx::query("SELECT number, hash FROM cursor").fetch_optional(tx).await?;
-        let mut previous = match cursor {
-            Some(row) => Some(BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? }),
-            None => None,
-        };
-        for header in headers {
-            if let Some(previous) = previous {
-                ensure!(
-                    header.block.number == previous.number + 1 && header.parent == previous.hash,
-                    "block {} ({}) does not follow block {} ({})",
-                    header.block.number,
-                    header.block.hash,
-                    previous.number,
-                    previous.hash
-                );
-            }
-            previous = Some(header.block);
-        }
-        let first = headers[0].block.number;
-        let mut place = None;
-        for log in logs {
-            let header = log.block.number.checked_sub(first).and_then(|offset| headers.get(offset as usize));
-            ensure!(
-                header.is_some_and(|header| header.block == log.block),
-                "log {} of block {} ({}) lies in none of the blocks",
-                log.index,
-                log.block.number,
-                log.block.hash
-            );
-            let here = Some((log.block.number, log.index));
-            ensure!(here > place, "logs of block {} are out of order", log.block.number);
-            place = here;
-        }
-        Ok(())
     }
 
     /// Takes every block above `to` out of the canonical chain, folds the jobs their logs had touched again, and moves
@@ -185,108 +258,177 @@ impl Store {
         let target =
             super::canonical_hash(&mut tx, to).await?.with_context(|| format!("rewind to unknown block {to}"))?;
         let jobs: Vec<i64> = sqlx::query_scalar(
-            "SELECT DISTINCT job FROM log WHERE block_number > ? AND canonical = 1 AND job IS NOT NULL",
+            "SELECT DISTINCT job FROM block JOIN log ON log.block = block.seq
+             WHERE number > ? AND canonical = 1 AND job IS NOT NULL",
         )
         .bind(to as i64)
         .fetch_all(&mut *tx)
         .await?;
         for statement in [
-            "UPDATE log SET canonical = 0 WHERE block_number > ? AND canonical = 1",
             "UPDATE block SET canonical = 0 WHERE number > ? AND canonical = 1",
+            "DELETE FROM coverage WHERE first > ?",
+            "UPDATE coverage SET last = ?1 WHERE last > ?1",
             "UPDATE tx_intent SET state = 'signed' WHERE id IN (
                  SELECT intent FROM tx_attempt JOIN tx_receipt USING (hash) WHERE block_number > ?)",
             "DELETE FROM tx_receipt WHERE block_number > ?",
         ] {
             sqlx::query(statement).bind(to as i64).execute(&mut *tx).await?;
         }
-        for &job in &jobs {
-            self.project(&mut tx, JobId(job as u64)).await?;
-        }
+        let jobs: Vec<JobId> = jobs.into_iter().map(|job| JobId(job as u64)).collect();
+        self.project(&mut tx, &jobs).await?;
         move_cursor(&mut tx, BlockRef { number: to, hash: target }).await?;
         tx.commit().await?;
         self.wake();
         Ok(jobs.len())
     }
 
-    /// Folds a job anew and writes its row, or removes the row when the job is no longer posted.
-    async fn project(&self, tx: &mut SqliteConnection, id: JobId) -> Result<()> {
-        match self.fold(&mut *tx, id).await? {
-            Some(job) => write_job(tx, &job).await,
-            None => {
-                sqlx::query("DELETE FROM job WHERE id = ?").bind(id.0 as i64).execute(tx).await?;
-                Ok(())
-            }
-        }
-    }
-
     /// Returns the head of the journal's hash chain and the number of canonical logs behind it.
     pub async fn journal_head(&self) -> Result<(B256, u64)> {
         let mut reader = self.readers.acquire().await?;
         let head = journal_head(&mut reader).await?;
-        let count: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM log WHERE canonical = 1").fetch_one(&mut *reader).await?;
+        let count: i64 = sqlx::query_scalar(
+            "SELECT (SELECT count(*) FROM log)
+                    - (SELECT count(*) FROM block JOIN log ON log.block = block.seq WHERE canonical = 0)",
+        )
+        .fetch_one(&mut *reader)
+        .await?;
         Ok((head, count as u64))
     }
 }
 
-async fn journal_head(connection: &mut SqliteConnection) -> Result<B256> {
-    let row =
-        sqlx::query("SELECT link FROM log WHERE canonical = 1 ORDER BY block_number DESC, log_index DESC LIMIT 1")
-            .fetch_optional(connection)
-            .await?;
-    row.map_or(Ok(B256::ZERO), |row| hash(&row, 0))
-}
-
-/// Adds a block, or takes an orphaned one back.
-async fn insert_block(tx: &mut SqliteConnection, header: &Header, proof: &Proof) -> Result<()> {
-    let Header { block, parent, time } = header;
-    let what = || format!("store block {} ({})", block.number, block.hash);
-    let stored = sqlx::query(
-        "INSERT INTO block (hash, number, parent, time, proof, unproven, canonical) VALUES (?, ?, ?, ?, ?, ?, 1)
-         ON CONFLICT (hash) DO UPDATE SET (canonical, proof, unproven) = (1, excluded.proof, excluded.unproven)
-         WHERE canonical = 0 AND (number, parent, time) = (excluded.number, excluded.parent, excluded.time)",
-    )
-    .bind(block.hash.as_slice())
-    .bind(block.number as i64)
-    .bind(parent.as_slice())
-    .bind(time.0 as i64)
-    .bind(proof.level.name())
-    .bind(&proof.reason)
-    .execute(tx)
-    .await
-    .with_context(what)?;
-    ensure!(stored.rows_affected() == 1, "{}: its hash is stored already, with another number, parent or time", what());
+/// Fails unless the range continues `cursor`, its headers link as far as they follow one another, its coverage is whole, and
+/// every log lies in one of its blocks, in order.
+fn check(cursor: Option<BlockRef>, range: &Range) -> Result<()> {
+    let Range { headers, coverage, logs } = range;
+    let mut previous = cursor;
+    for header in headers {
+        if let Some(previous) = previous {
+            let next = header.block.number == previous.number + 1;
+            let sparse = header.block.number > previous.number + 1 && Some(previous) != cursor;
+            let claimed = |number| coverage.iter().any(|range| range.level == Level::Claimed && range.to >= number);
+            ensure!(
+                (next && header.parent == previous.hash) || (sparse && claimed(header.block.number)),
+                "block {} ({}) does not follow block {} ({})",
+                header.block.number,
+                header.block.hash,
+                previous.number,
+                previous.hash
+            );
+        }
+        previous = Some(header.block);
+    }
+    let (first, last) = (headers.first().map(|h| h.block.number), headers.last().map(|h| h.block.number));
+    let ends = (coverage.first().map(|range| range.from), coverage.last().map(|range| range.to));
+    let whole = coverage.windows(2).all(|pair| pair[0].to + 1 == pair[1].from);
+    ensure!(ends == (first, last) && whole, "what is proven is not told of each block from {first:?} to {last:?}");
+    let mut place = None;
+    for log in logs {
+        let at = headers.binary_search_by_key(&log.block.number, |header| header.block.number);
+        ensure!(
+            at.is_ok_and(|at| headers[at].block == log.block),
+            "log {} of block {} ({}) lies in none of the blocks",
+            log.index,
+            log.block.number,
+            log.block.hash
+        );
+        ensure!(Some(log.place()) > place, "logs of block {} are out of order", log.block.number);
+        place = Some(log.place());
+    }
     Ok(())
 }
 
-/// Adds a log. One of a block that was orphaned and is back is written anew: this program may read more of it.
-async fn insert_log(
-    tx: &mut SqliteConnection,
-    log: &RawLog,
-    kind: Option<&str>,
-    job: Option<JobId>,
-    link: B256,
-) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO log (block_hash, block_number, log_index, tx_hash, address, topics, data, kind, job, link, canonical)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)
-         ON CONFLICT (block_hash, log_index) DO UPDATE SET (tx_hash, address, topics, data, kind, job, link, canonical) =
-             (excluded.tx_hash, excluded.address, excluded.topics, excluded.data, excluded.kind, excluded.job,
-              excluded.link, 1) WHERE canonical = 0",
+async fn journal_head(connection: &mut SqliteConnection) -> Result<B256> {
+    link_before(connection, i64::MAX as u64).await
+}
+
+/// Returns the link of the last canonical log below block `number`.
+async fn link_before(connection: &mut SqliteConnection, number: u64) -> Result<B256> {
+    let row = sqlx::query(
+        "SELECT link FROM block CROSS JOIN log ON log.block = block.seq
+         WHERE canonical = 1 AND number < ? ORDER BY number DESC, log_index DESC LIMIT 1",
     )
-    .bind(log.block.hash.as_slice())
-    .bind(log.block.number as i64)
-    .bind(log.index as i64)
-    .bind(log.tx.as_slice())
-    .bind(log.address.as_slice())
-    .bind(log.topics.concat())
-    .bind(log.data.as_ref())
-    .bind(kind)
-    .bind(job.map(|job| job.0 as i64))
-    .bind(link.as_slice())
-    .execute(tx)
-    .await
-    .with_context(|| format!("store log {} of block {}", log.index, log.block.number))?;
+    .bind(number as i64)
+    .fetch_optional(connection)
+    .await?;
+    row.map_or(Ok(B256::ZERO), |row| hash(&row, 0))
+}
+
+/// Adds blocks, or takes orphaned ones back, without their logs: this program may read more of them now. Returns the row of
+/// each, by number.
+async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<BTreeMap<u64, i64>> {
+    let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(BTreeMap::new()) };
+    let orphans = sqlx::query("SELECT number, hash, seq FROM block WHERE canonical = 0 AND number BETWEEN ? AND ?")
+        .bind(first.block.number as i64)
+        .bind(last.block.number as i64)
+        .fetch_all(&mut *tx)
+        .await?;
+    let mut rows = BTreeMap::new();
+    for row in &orphans {
+        let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? };
+        let Some(header) = headers.iter().find(|header| header.block == block) else { continue };
+        let seq: i64 = row.get(2);
+        sqlx::query("UPDATE block SET (canonical, parent, time) = (1, ?, ?) WHERE seq = ?")
+            .bind(header.parent.as_slice())
+            .bind(header.time.0 as i64)
+            .bind(seq)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM log WHERE block = ?").bind(seq).execute(&mut *tx).await?;
+        rows.insert(block.number, seq);
+    }
+    let mut seq: i64 = sqlx::query_scalar("SELECT coalesce(max(seq), 0) FROM block").fetch_one(&mut *tx).await?;
+    let new: Vec<&Header> = headers.iter().filter(|header| !rows.contains_key(&header.block.number)).collect();
+    for headers in new.chunks(ROWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO block (seq, hash, number, parent, time, canonical) ");
+        query.push_values(headers, |mut values, header| {
+            seq += 1;
+            rows.insert(header.block.number, seq);
+            values.push_bind(seq).push_bind(header.block.hash.to_vec()).push_bind(header.block.number as i64);
+            values.push_bind(header.parent.to_vec()).push_bind(header.time.0 as i64).push_bind(1);
+        });
+        let from = headers[0].block.number;
+        query.build().execute(&mut *tx).await.with_context(|| format!("store blocks from {from} on"))?;
+    }
+    Ok(rows)
+}
+
+async fn insert_logs(tx: &mut SqliteConnection, entries: &[Entry<'_>]) -> Result<()> {
+    for entries in entries.chunks(ROWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO log (block, log_index, tx_hash, address, topics, data, kind, job, link) ",
+        );
+        query.push_values(entries, |mut values, Entry { block, log, kind, job, link }| {
+            values.push_bind(*block).push_bind(log.index as i64).push_bind(log.tx.to_vec());
+            values.push_bind(log.address.to_vec()).push_bind(log.topics.concat()).push_bind(log.data.to_vec());
+            values.push_bind(*kind).push_bind(job.map(|job| job.0 as i64)).push_bind(link.to_vec());
+        });
+        let from = entries[0].log.block.number;
+        query.build().execute(&mut *tx).await.with_context(|| format!("store logs from block {from} on"))?;
+    }
+    Ok(())
+}
+
+/// Notes what is proven of blocks, over what was noted of them before.
+async fn cover(tx: &mut SqliteConnection, over: &[Coverage]) -> Result<()> {
+    let (Some(first), Some(last)) = (over.first(), over.last()) else { return Ok(()) };
+    // With its neighbours, to be joined with them.
+    let (from, to) = (first.from.saturating_sub(1) as i64, last.to as i64 + 1);
+    let under = sqlx::query("DELETE FROM coverage WHERE last >= ? AND first <= ? RETURNING first, last, level, reason")
+        .bind(from)
+        .bind(to)
+        .fetch_all(&mut *tx)
+        .await?;
+    let mut under = under.iter().map(history::coverage).collect::<Result<Vec<_>>>()?;
+    under.sort_by_key(|range| range.from);
+    for range in lay(&under, over) {
+        sqlx::query("INSERT INTO coverage VALUES (?, ?, ?, ?)")
+            .bind(range.from as i64)
+            .bind(range.to as i64)
+            .bind(range.level.name())
+            .bind(range.reason)
+            .execute(&mut *tx)
+            .await?;
+    }
     Ok(())
 }
 
@@ -298,38 +440,5 @@ async fn move_cursor(tx: &mut SqliteConnection, to: BlockRef) -> Result<()> {
     .bind(to.hash.as_slice())
     .execute(tx)
     .await?;
-    Ok(())
-}
-
-async fn write_job(tx: &mut SqliteConnection, job: &Job) -> Result<()> {
-    let row = JobRow::of(job);
-    let terms = &job.terms;
-    sqlx::query(
-        "INSERT INTO job (id, state, renter, host, model, input, max_tokens, token, payment, deadline, requires_proof,
-                          posted_block, tokens, output, paid)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (id) DO UPDATE SET (state, renter, host, model, input, max_tokens, token, payment, deadline,
-             requires_proof, posted_block, tokens, output, paid) = (excluded.state, excluded.renter, excluded.host,
-             excluded.model, excluded.input, excluded.max_tokens, excluded.token, excluded.payment, excluded.deadline,
-             excluded.requires_proof, excluded.posted_block, excluded.tokens, excluded.output, excluded.paid)",
-    )
-    .bind(job.id.0 as i64)
-    .bind(job.state.name())
-    .bind(terms.renter.as_slice())
-    .bind(job.host().map(|host| host.to_vec()))
-    .bind(&terms.model)
-    .bind(&terms.input)
-    .bind(i64::from(terms.max_tokens))
-    .bind(terms.token.as_slice())
-    .bind(terms.payment.to_string())
-    .bind(i64::try_from(terms.deadline.0).unwrap_or(i64::MAX))
-    .bind(terms.requires_proof)
-    .bind(job.posted.number as i64)
-    .bind(row.tokens.map(i64::from))
-    .bind(row.output)
-    .bind(row.paid.map(|amount| amount.to_string()))
-    .execute(tx)
-    .await
-    .with_context(|| format!("write job {}", job.id))?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod history;
 mod journal;
+mod projection;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -23,11 +24,11 @@ use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
 
 use crate::market::event::{Event, RawLog};
-use crate::market::job::{Conflict, Fact, Job};
+use crate::market::job::Job;
 use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
 pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline};
-pub use journal::Extended;
+pub use journal::{Correction, Extended, Rederived};
 pub use tx::{Attempt, Intent, IntentState, SignedIntent, TxOutcome};
 pub use work::PeerReceipt;
 
@@ -59,6 +60,8 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            // Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
+            .row_buffer_size(2000)
             .busy_timeout(Duration::from_secs(10));
         let at = || format!("open database {}", path.display());
         let writer =
@@ -110,9 +113,10 @@ impl Store {
 
     /// Returns the time of the cursor's block, the store's notion of now; 0 in a new file.
     pub async fn time(&self) -> Result<UnixSeconds> {
-        let time = sqlx::query_scalar::<_, i64>("SELECT time FROM block JOIN cursor USING (hash)")
-            .fetch_optional(&self.readers)
-            .await?;
+        let time =
+            sqlx::query_scalar::<_, i64>("SELECT time FROM block JOIN cursor USING (number, hash) WHERE canonical = 1")
+                .fetch_optional(&self.readers)
+                .await?;
         Ok(UnixSeconds(time.unwrap_or(0) as u64))
     }
 
@@ -124,9 +128,9 @@ impl Store {
     /// Returns the job, or `None` when the chain has not posted it.
     ///
     /// # Errors
-    /// A [`Conflict`] when the stored facts contradict each other.
+    /// A [`crate::market::job::Conflict`] when the stored facts contradict each other.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>> {
-        self.fold(&mut *self.readers.acquire().await?, id).await
+        Ok(self.fold(&mut *self.readers.acquire().await?, &[id]).await?.pop())
     }
 
     /// Returns the newest block known to be final.
@@ -137,19 +141,36 @@ impl Store {
         Ok(Some(Finality { block, violated: row.get(2) }))
     }
 
-    /// Notes that `block` is final, if it is stored as canonical and newer than the one noted before.
+    /// Notes that `block` is final, if it is stored as canonical and newer than the one noted before, and drops the headers below it
+    /// that hold no log and draw no positions: what is proven of their blocks stays known.
     pub async fn set_final(&self, block: BlockRef) -> Result<()> {
-        if self.canonical_hash(block.number).await? != Some(block.hash) {
+        let before = self.finality().await?;
+        if before.as_ref().is_some_and(|before| before.violated.is_some() || before.block.number >= block.number)
+            || self.canonical_hash(block.number).await? != Some(block.hash)
+        {
             return Ok(());
         }
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(
-            "INSERT INTO finality (only, number, hash) VALUES (1, ?, ?) ON CONFLICT DO UPDATE
-             SET (number, hash) = (excluded.number, excluded.hash) WHERE number < excluded.number AND violated IS NULL",
+            "INSERT INTO finality (only, number, hash) VALUES (1, ?, ?)
+             ON CONFLICT DO UPDATE SET (number, hash) = (excluded.number, excluded.hash)",
         )
         .bind(block.number as i64)
         .bind(block.hash.as_slice())
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await?;
+        sqlx::query(
+            "DELETE FROM block WHERE canonical = 1 AND number BETWEEN ? AND ? - 1
+             AND number > (SELECT min(first) FROM coverage)
+             AND NOT EXISTS (SELECT 1 FROM log WHERE log.block = block.seq)
+             AND NOT EXISTS (SELECT 1 FROM block before JOIN log ON log.block = before.seq
+                             WHERE before.canonical = 1 AND before.number = block.number - 1)",
+        )
+        .bind(before.map_or(0, |before| before.block.number as i64))
+        .bind(block.number as i64)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
         Ok(())
     }
 
@@ -182,41 +203,8 @@ impl Store {
     }
 
     async fn jobs_by_id(&self, ids: Vec<i64>) -> Result<Vec<Job>> {
-        let mut reader = self.readers.acquire().await?;
-        let mut jobs = Vec::with_capacity(ids.len());
-        for id in ids {
-            jobs.extend(self.fold(&mut reader, JobId(id as u64)).await?);
-        }
-        Ok(jobs)
-    }
-
-    /// Folds a job from its canonical logs, the beacon its commitment waits for, and our own work.
-    async fn fold(&self, connection: &mut SqliteConnection, id: JobId) -> Result<Option<Job>> {
-        let rows = sqlx::query(
-            "SELECT block_number, block_hash, log_index, tx_hash, address, topics, data FROM log
-             WHERE job = ? AND canonical = 1 ORDER BY block_number, log_index",
-        )
-        .bind(id.0 as i64)
-        .fetch_all(&mut *connection)
-        .await?;
-        let mut facts = Vec::with_capacity(rows.len() + 4);
-        for row in &rows {
-            let log = raw_log(row)?;
-            let Ok(event) = (self.decode)(&log) else { continue };
-            let committed = matches!(event, Event::ResultCommitted { .. });
-            facts.push(Fact::Chain { event, block: log.block });
-            if committed && let Some(beacon) = canonical_hash(&mut *connection, log.block.number + 1).await? {
-                facts.push(Fact::Beacon(beacon));
-            }
-        }
-        let bodies: Vec<String> = sqlx::query_scalar("SELECT body FROM work WHERE job = ? ORDER BY seq")
-            .bind(id.0 as i64)
-            .fetch_all(connection)
-            .await?;
-        for body in bodies {
-            facts.push(Fact::Work(serde_json::from_str(&body).with_context(|| format!("work of job {id}"))?));
-        }
-        Job::fold(id, &facts).map_err(|conflict: Conflict| anyhow::Error::new(conflict))
+        let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
+        self.fold(&mut *self.readers.acquire().await?, &ids).await
     }
 }
 
@@ -255,7 +243,7 @@ fn amount(row: &SqliteRow, column: usize) -> Result<U256> {
     U256::from_str(row.get::<&str, _>(column)).context("a stored amount is not a number")
 }
 
-/// Reads the columns `block_number, block_hash, log_index, tx_hash, address, topics, data`.
+/// Reads the columns `block number, block hash, log_index, tx_hash, address, topics, data`.
 fn raw_log(row: &SqliteRow) -> Result<RawLog> {
     Ok(RawLog {
         block: BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? },

@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::market::event::{Commitment, Header, Level, Proof, Range, Terms};
-use crate::market::job::{Duty, Next, Work};
+use crate::market::coverage::{Coverage, push};
+use crate::market::event::{Commitment, Header, Level, Range, Terms};
+use crate::market::job::{Duty, Fact, Next, Work};
 use crate::market::receipt::{Receipt, SignedReceipt};
 use crate::market::types::{Bytes, Cid};
 
@@ -174,6 +175,97 @@ async fn everything_that_follows_from_the_journal_is_derived_anew_the_same() {
     assert!(before == projection(&store).await);
 }
 
+/// The same blocks as an endpoint's word: only the headers that a claimed range has.
+fn claimed(blocks: &[Block]) -> Range {
+    let mut told = range(blocks);
+    let last = blocks.len() - 1;
+    let kept =
+        |place: &usize| [0, last].contains(place) || !blocks[*place].1.is_empty() || !blocks[place - 1].1.is_empty();
+    told.headers = (0..blocks.len()).filter(kept).map(|place| blocks[place].0).collect();
+    told.coverage = vec![Coverage::of(blocks[0].0.block.number, blocks[last].0.block.number, Level::Claimed, None)];
+    told
+}
+
+#[tokio::test]
+async fn what_was_told_wrong_is_corrected_when_it_is_proven() {
+    let truth = chain(
+        None,
+        0,
+        &[&[[TERMS, 1]], &[], &[], &[[TERMS, 2], [CLAIMED, 1]], &[], &[[COMMITTED, 1]], &[], &[[TERMS, 3]], &[]],
+    );
+    let expected = never_saw_others(&truth).await;
+    type Lie = fn(&mut Vec<Block>);
+    let lies: [(Lie, usize); 6] = [
+        (|_| (), 0),
+        (|blocks| drop(blocks[3].1.pop()), 1),
+        (|blocks| blocks[3].1.clear(), 1),
+        (|blocks| blocks[7].1[0].data = vec![TERMS, 9].into(), 1),
+        (|blocks| blocks[2].1 = vec![RawLog { block: blocks[2].0.block, ..blocks[7].1[0].clone() }], 1),
+        // A block that never was, and its child.
+        (
+            |blocks| {
+                blocks[3].0.block.hash = B256::repeat_byte(9);
+                blocks[3].1.iter_mut().for_each(|log| log.block.hash = B256::repeat_byte(9));
+                blocks[4].0.parent = B256::repeat_byte(9);
+            },
+            2,
+        ),
+    ];
+    for (lie, corrected) in lies {
+        let (_file, store) = fresh().await;
+        let mut told = truth.clone();
+        lie(&mut told);
+        store.extend(&claimed(&told)).await.unwrap();
+        assert!(!store.is_proven(103).await.unwrap());
+        let mut found = 0;
+        while let Some(next) = store.newest_claimed().await.unwrap() {
+            let at = |number: u64| (number - 100) as usize;
+            found += store.confirm(&range(&truth[at(next.from)..=at(next.to + 1).min(8)])).await.unwrap().len();
+        }
+        assert_eq!((found, store.conflicts().await.unwrap()), (corrected, vec![]));
+        assert_eq!(store.coverage().await.unwrap(), [Coverage::of(100, 108, Level::Complete, None)]);
+        let (cursor, time, head, _, logs, rows, jobs) = projection(&store).await;
+        let (ecursor, etime, ehead, _, elogs, erows, ejobs) = expected.clone();
+        assert_eq!((cursor, time, head, logs, rows, jobs), (ecursor, etime, ehead, elogs, erows, ejobs));
+    }
+}
+
+#[tokio::test]
+async fn a_job_whose_logs_contradict_each_other_stops_no_other() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[TERMS, 1], [TERMS, 2]], &[[COMPLETED, 1], [CLAIMED, 2]], &[[TERMS, 3]]]);
+    extend(&store, &blocks).await.unwrap();
+    let rows = async || {
+        let rows = store.jobs(&JobFilter { limit: 9, ..JobFilter::default() }).await.unwrap();
+        rows.iter().map(|row| (row.id.0, row.state.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(rows().await, [(3, "posted".into()), (2, "claimed".into())]);
+    let found = store.conflicts().await.unwrap();
+    assert!(
+        matches!(&found[..], [(JobId(1), what)] if what == "job 1: JobCompleted cannot follow posted"),
+        "{found:?}"
+    );
+    assert!(store.job(JobId(1)).await.is_err());
+    assert_eq!(store.live_jobs().await.unwrap().len(), 2);
+    assert_eq!(store.rederive(|_| ()).await.unwrap().jobs_changed, []);
+    assert_eq!(store.conflicts().await.unwrap(), found);
+    store.rewind(blocks[0].0.block.number).await.unwrap();
+    assert_eq!((rows().await.len(), store.conflicts().await.unwrap()), (2, vec![]));
+}
+
+#[tokio::test]
+async fn a_final_header_without_logs_is_dropped_and_its_proof_stays_known() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[], &[], &[[TERMS, 1]], &[], &[], &[], &[]]);
+    extend(&store, &blocks).await.unwrap();
+    store.set_final(blocks[5].0.block).await.unwrap();
+    let kept: Vec<u64> = store.blocks(0, 1000).await.unwrap().iter().map(|header| header.block.number).collect();
+    assert_eq!(kept, [100, 102, 103, 105, 106]);
+    assert_eq!(store.coverage().await.unwrap(), [Coverage::of(100, 106, Level::Complete, None)]);
+    store.rewind(105).await.unwrap();
+    assert_eq!(store.coverage().await.unwrap(), [Coverage::of(100, 105, Level::Complete, None)]);
+}
+
 async fn fresh() -> (File, Store) {
     let file = File::new();
     let store = file.open().await;
@@ -186,11 +278,14 @@ async fn extend(store: &Store, blocks: &[Block]) -> Result<Extended> {
 
 /// The blocks as an endpoint whose every word was proven gives them.
 fn range(blocks: &[Block]) -> Range {
-    let proof =
-        |block: &Block| Proof { level: if block.1.is_empty() { Level::Absent } else { Level::Complete }, reason: None };
+    let mut coverage = Vec::new();
+    for Block(header, logs) in blocks {
+        let level = if logs.is_empty() { Level::Absent } else { Level::Complete };
+        push(&mut coverage, Coverage::of_block(header.block.number, level, None));
+    }
     Range {
         headers: blocks.iter().map(|block| block.0).collect(),
-        proofs: blocks.iter().map(proof).collect(),
+        coverage,
         logs: blocks.iter().flat_map(|block| block.1.clone()).collect(),
     }
 }
@@ -274,21 +369,20 @@ async fn what_does_not_continue_the_chain_is_refused_and_nothing_is_stored() {
         ("in none of the blocks", change(&|b| b[1].1[0].block.hash = B256::ZERO)),
         ("out of order", change(&|b| b[1].1 = [b[1].1.clone(), b[1].1.clone()].concat())),
         ("out of order", change(&|b| b[0].1 = [b[1].1.clone(), b[0].1.clone()].concat())),
-        ("store log 0", change(&|b| b[1].1[0].topics = vec![B256::ZERO; 5])),
-        ("job 1: JobCompleted cannot follow claimed", chain(base.last(), 0, &[&[[TERMS, 2]], &[[COMPLETED, 1]]])),
-        (
-            "hash is stored already",
-            change(&|b| {
-                b[1].0.block.hash = base[0].0.block.hash;
-                b[1].1.clear();
-            }),
-        ),
+        ("store logs from block 102", change(&|b| b[1].1[0].topics = vec![B256::ZERO; 5])),
     ];
     for (says, blocks) in cases {
         let error = format!("{:#}", extend(&store, &blocks).await.expect_err(says));
         assert!(error.contains(says), "{error}");
         assert_eq!(projection(&store).await, before, "{says}");
     }
+    // Headers may only be left out where nothing is proven.
+    let mut sparse = range(&chain(base.last(), 0, &[&[[TERMS, 2]], &[], &[[TERMS, 3]]]));
+    sparse.headers.remove(1);
+    let error = store.extend(&sparse).await.unwrap_err().to_string();
+    assert!(error.contains("does not follow"), "{error}");
+    let error = store.extend(&Range { coverage: vec![], ..range(&next) }).await.unwrap_err().to_string();
+    assert!(error.contains("what is proven is not told"), "{error}");
     let error = store.extend(&Range { logs: next[0].1.clone(), ..range(&[]) }).await.unwrap_err().to_string();
     assert!(error.contains("1 logs without a block"), "{error}");
     let error = store.rewind(99).await.unwrap_err().to_string();

@@ -3,14 +3,27 @@
 //! Never decides anything about a job.
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
 use super::{Pass, Task};
 use crate::chain::Chain;
 use crate::http::{Health, Kind, Metrics};
+use crate::market::coverage::Coverage;
+use crate::market::event::{Header, Range};
 use crate::market::types::BlockRef;
-use crate::store::{Finality, Store};
+use crate::store::{Correction, Finality, Store};
 
 pub use super::INDEXER as PART;
+
+/// Which blocks are proven before they are stored; all others are stored on an endpoint's word first and proven afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prove {
+    /// Those above the final block.
+    #[default]
+    Live,
+    All,
+}
 
 /// The task's edges and limits.
 pub struct Indexer {
@@ -20,6 +33,10 @@ pub struct Indexer {
     pub metrics: Metrics,
     /// Nothing of ours lies before this block.
     pub start_block: u64,
+    /// Which blocks are proven before they are stored.
+    pub prove: Prove,
+    /// How deep a block lies that is final where the endpoint calls none so; 0: none is.
+    pub finality_depth: u64,
     /// The most blocks of one step.
     pub blocks_per_step: u64,
 }
@@ -27,7 +44,8 @@ pub struct Indexer {
 impl Task for Indexer {
     const NAME: &'static str = "indexer";
 
-    /// Takes one step towards the head: a rewind, or an extension of at most `blocks_per_step` blocks.
+    /// Takes one step towards the head: a rewind, or an extension of at most `blocks_per_step` blocks; at the head, proves as many
+    /// of those that are not yet.
     ///
     /// # Errors
     /// If the endpoint or the store fails, the chain moved meanwhile, or facts conflict. Nothing is half-done.
@@ -55,36 +73,86 @@ impl Indexer {
             return Ok(Pass::Again);
         }
         let from = cursor.map_or(self.start_block, |cursor| cursor.number + 1);
-        let behind = (head.block.number + 1).saturating_sub(from);
-        if behind == 0 {
+        if from > head.block.number {
             self.health.well(PART);
-            return Ok(Pass::Idle);
+            return self.confirm().await;
         }
+        let last = self.last_final(head.block.number).await?;
         let to = head.block.number.min(from + self.blocks_per_step - 1);
-        let range = self.chain.range(from, to).await?;
-        let extended = self.store.extend(&range).await?;
-        for (header, proof) in range.headers.iter().zip(&range.proofs) {
-            self.metrics.blocks.get_or_create(&Kind::of(proof.level.name())).inc();
-            if let Some(reason) = &proof.reason {
-                let (block, level) = (header.block.number, proof.level.name());
-                tracing::warn!(block, level, reason, "which logs a block has is not proven: its jobs are not claimed");
+        let range = match last {
+            Some(last) if self.prove == Prove::Live && from <= last.block.number => {
+                self.chain.claimed(from, to.min(last.block.number)).await?
             }
-        }
-        self.metrics.indexed_block.set(to as i64);
+            _ => self.chain.range(from, to).await?,
+        };
+        let extended = self.store.extend(&range).await?;
+        self.note(&range);
         self.metrics.logs.inc_by(extended.logs as u64);
         self.metrics.undecoded_logs.inc_by(extended.undecoded.len() as u64);
         for (tx, index) in &extended.undecoded {
             tracing::error!(%tx, index, "a log of our contracts could not be decoded: kept raw");
         }
-        if to == head.block.number {
-            if let Some(last) = self.chain.finalized().await? {
-                self.store.set_final(last.block).await?;
-            }
+        if let Some(last) = last {
+            self.store.set_final(last.block).await?;
+        }
+        let at = range.headers.last().map_or(to, |header| header.block.number);
+        self.metrics.indexed_block.set(at as i64);
+        if at == head.block.number {
             self.health.well(PART);
         } else {
-            self.health.ill(PART, format!("{} blocks behind", head.block.number - to));
+            self.health.ill(PART, format!("{} blocks behind", head.block.number - at));
         }
         Ok(Pass::Again)
+    }
+
+    /// Returns the newest final block: as the chain says, or by depth where it says nothing.
+    async fn last_final(&self, head: u64) -> Result<Option<Header>> {
+        match self.chain.finalized().await? {
+            Some(last) => Ok(Some(last)),
+            None if self.finality_depth > 0 && head >= self.finality_depth => {
+                self.chain.header(head - self.finality_depth).await
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Reads some of the blocks again that are stored on an endpoint's word, newest first and those with logs before all others,
+    /// and proves them.
+    async fn confirm(&self) -> Result<Pass> {
+        let Some(claimed) = self.store.newest_claimed().await? else { return Ok(Pass::Idle) };
+        let from = claimed.from.max((claimed.to + 1).saturating_sub(self.blocks_per_step));
+        // And the block after, whose hash a commitment may wait for.
+        let newest = self.store.cursor().await?.map_or(claimed.to, |cursor| cursor.number);
+        let range = self.chain.range(from, newest.min(claimed.to + 1)).await?;
+        for correction in self.store.confirm(&range).await? {
+            self.metrics.corrected_blocks.inc();
+            let Correction { block, logs_before, logs } = correction;
+            tracing::error!(
+                block = block.number,
+                logs_before,
+                logs,
+                "an endpoint had told other logs of a block than are proven: corrected"
+            );
+        }
+        self.note(&range);
+        Ok(Pass::Again)
+    }
+
+    /// Counts what is proven and says what is not.
+    fn note(&self, range: &Range) {
+        for Coverage { from, to, level, reason } in &range.coverage {
+            self.metrics.blocks.get_or_create(&Kind::of(level.name())).inc_by(to - from + 1);
+            if let Some(reason) = reason {
+                let level = level.name();
+                tracing::warn!(
+                    from,
+                    to,
+                    level,
+                    reason,
+                    "which logs a block has is not proven: its jobs are not claimed"
+                );
+            }
+        }
     }
 
     /// Fails while an endpoint contradicts what the chain called final; one that has the final block again ends that.
@@ -100,6 +168,7 @@ impl Indexer {
     /// forked. An endpoint that is merely behind us agrees on what it has and is not a fork.
     async fn fork(&self, cursor: BlockRef, head: u64) -> Result<Option<u64>> {
         let mut number = cursor.number.min(head);
+        let shorter = head < cursor.number;
         let last = self.store.finality().await?.map(|finality| finality.block);
         while let Some(stored) = self.store.canonical_hash(number).await? {
             let header =
@@ -107,6 +176,11 @@ impl Indexer {
             if header.block.hash == stored {
                 return Ok((number < cursor.number.min(head)).then_some(number));
             }
+            ensure!(
+                !shorter,
+                "the endpoint is {} blocks behind and has another block {number}: waiting until its chain is as long as ours",
+                cursor.number - head
+            );
             if let Some(last) = last
                 && number <= last.number
             {

@@ -1,0 +1,173 @@
+//! Jobs as the journal tells them: facts of many at once, their folds, and the rows kept of these.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use sqlx::sqlite::Sqlite;
+use sqlx::{QueryBuilder, Row, SqliteConnection};
+
+use super::{JobRow, Store, hash, raw_log};
+use crate::market::event::Event;
+use crate::market::job::{Conflict, Fact, Job, Work};
+use crate::market::types::{B256, JobId};
+
+/// Rows of one statement. Each statement passes between threads once, which costs more than a row.
+pub(super) const ROWS_PER_STATEMENT: usize = 100;
+
+/// Facts by job, each job's in order.
+pub(super) type Facts = BTreeMap<JobId, Vec<Fact>>;
+
+impl Store {
+    /// Returns what the canonical logs say of each of the jobs, in chain order.
+    pub(super) async fn chain_facts(&self, connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Facts> {
+        let rows = sqlx::query(
+            "SELECT number, hash, log_index, tx_hash, address, topics, data, job FROM log
+             JOIN block ON block.seq = log.block
+             WHERE job IN (SELECT value FROM json_each(?)) AND canonical = 1 ORDER BY job, number, log_index",
+        )
+        .bind(serde_json::to_string(jobs)?)
+        .fetch_all(connection)
+        .await?;
+        let mut facts = Facts::new();
+        for row in &rows {
+            let log = raw_log(row)?;
+            let Ok(event) = (self.decode)(&log) else { continue };
+            let told = facts.entry(JobId(row.get::<i64, _>(7) as u64)).or_default();
+            told.push(Fact::Chain { event, block: log.block });
+        }
+        Ok(facts)
+    }
+
+    /// Folds each of the jobs from its canonical logs, the beacon its commitment waits for, and our own work. A job that the
+    /// chain has not posted is left out.
+    pub(super) async fn fold(&self, connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<Job>> {
+        let mut facts = self.chain_facts(connection, jobs).await?;
+        let after_commit = |fact: &Fact| match fact {
+            Fact::Chain { event: Event::ResultCommitted { .. }, block } => Some(block.number + 1),
+            _ => None,
+        };
+        let wanted: Vec<u64> = facts.values().flatten().filter_map(after_commit).collect();
+        let beacons = canonical_hashes(connection, &wanted).await?;
+        for told in facts.values_mut() {
+            for place in (0..told.len()).rev() {
+                if let Some(beacon) = after_commit(&told[place]).and_then(|number| beacons.get(&number)) {
+                    told.insert(place + 1, Fact::Beacon(*beacon));
+                }
+            }
+        }
+        let rows =
+            sqlx::query("SELECT job, body FROM work WHERE job IN (SELECT value FROM json_each(?)) ORDER BY job, seq")
+                .bind(serde_json::to_string(jobs)?)
+                .fetch_all(connection)
+                .await?;
+        for row in &rows {
+            let job = JobId(row.get::<i64, _>(0) as u64);
+            let work: Work = serde_json::from_str(row.get(1)).with_context(|| format!("work of job {job}"))?;
+            facts.entry(job).or_default().push(Fact::Work(work));
+        }
+        let fold = |(id, told): (&JobId, &Vec<Fact>)| Job::fold(*id, told).transpose();
+        facts.iter().filter_map(fold).collect::<Result<_, Conflict>>().map_err(anyhow::Error::new)
+    }
+
+    /// Folds jobs anew and writes their rows, or removes the rows of those that are not posted or whose facts conflict. Returns how
+    /// many have a row now, and which rows changed.
+    pub(super) async fn project(&self, tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<(usize, Vec<JobId>)> {
+        let facts = self.chain_facts(tx, jobs).await?;
+        write(tx, jobs, &facts).await
+    }
+}
+
+/// Folds `jobs` from their facts and writes what follows; see [`Store::project`].
+pub(super) async fn write(tx: &mut SqliteConnection, jobs: &[JobId], facts: &Facts) -> Result<(usize, Vec<JobId>)> {
+    let (mut folded, mut conflicts) = (Vec::with_capacity(facts.len()), Vec::new());
+    for (id, told) in facts {
+        match Job::fold(*id, told) {
+            Ok(job) => folded.extend(job),
+            Err(conflict) => conflicts.push(conflict),
+        }
+    }
+    let mut changed = write_jobs(tx, &folded).await?;
+    let posted: BTreeSet<JobId> = folded.iter().map(|job| job.id).collect();
+    let without: Vec<JobId> = jobs.iter().copied().filter(|job| !posted.contains(job)).collect();
+    changed.extend(remove_jobs(tx, &without).await?);
+    changed.sort_unstable();
+    if sqlx::query("SELECT 1 FROM conflict").fetch_optional(&mut *tx).await?.is_some() {
+        sqlx::query("DELETE FROM conflict WHERE job IN (SELECT value FROM json_each(?))")
+            .bind(serde_json::to_string(jobs)?)
+            .execute(&mut *tx)
+            .await?;
+    }
+    for conflict in conflicts {
+        tracing::error!(job = %conflict.job, %conflict, "what the chain tells of a job contradicts itself: it is left alone");
+        sqlx::query("INSERT INTO conflict VALUES (?, ?)")
+            .bind(conflict.job.0 as i64)
+            .bind(conflict.to_string())
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok((folded.len(), changed))
+}
+
+async fn canonical_hashes(connection: &mut SqliteConnection, numbers: &[u64]) -> Result<BTreeMap<u64, B256>> {
+    if numbers.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let rows = sqlx::query(
+        "SELECT number, hash FROM block WHERE canonical = 1 AND number IN (SELECT value FROM json_each(?))",
+    )
+    .bind(serde_json::to_string(numbers)?)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.get::<i64, _>(0) as u64, hash(row, 1)?))).collect()
+}
+
+/// Writes the rows of jobs, and returns the jobs whose row was another or missing.
+async fn write_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<Vec<JobId>> {
+    let mut changed = Vec::new();
+    for jobs in jobs.chunks(ROWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO job (id, state, renter, host, model, input, max_tokens, token, payment, deadline, requires_proof,
+                              posted_block, tokens, output, paid) ",
+        );
+        query.push_values(jobs, |mut values, job| {
+            let (row, terms) = (JobRow::of(job), &job.terms);
+            values.push_bind(job.id.0 as i64).push_bind(job.state.name()).push_bind(terms.renter.to_vec());
+            values.push_bind(row.host.map(|host| host.to_vec())).push_bind(row.model).push_bind(terms.input.clone());
+            values.push_bind(i64::from(terms.max_tokens)).push_bind(terms.token.to_vec());
+            values.push_bind(terms.payment.to_string());
+            values.push_bind(i64::try_from(terms.deadline.0).unwrap_or(i64::MAX)).push_bind(terms.requires_proof);
+            values.push_bind(job.posted.number as i64).push_bind(row.tokens.map(i64::from)).push_bind(row.output);
+            values.push_bind(row.paid.map(|amount| amount.to_string()));
+        });
+        query.push(
+            " ON CONFLICT (id) DO UPDATE SET (state, renter, host, model, input, max_tokens, token, payment, deadline,
+                  requires_proof, posted_block, tokens, output, paid) = (excluded.state, excluded.renter, excluded.host,
+                  excluded.model, excluded.input, excluded.max_tokens, excluded.token, excluded.payment, excluded.deadline,
+                  excluded.requires_proof, excluded.posted_block, excluded.tokens, excluded.output, excluded.paid)
+              WHERE (job.state, job.renter, job.host, job.model, job.input, job.max_tokens, job.token, job.payment,
+                  job.deadline, job.requires_proof, job.posted_block, job.tokens, job.output, job.paid)
+                  IS NOT (excluded.state, excluded.renter, excluded.host,
+                  excluded.model, excluded.input, excluded.max_tokens, excluded.token, excluded.payment, excluded.deadline,
+                  excluded.requires_proof, excluded.posted_block, excluded.tokens, excluded.output, excluded.paid)
+              RETURNING id",
+        );
+        let ids: Vec<i64> = query.build_query_scalar().fetch_all(&mut *tx).await.with_context(|| {
+            let ids: Vec<String> = jobs.iter().map(|job| job.id.to_string()).collect();
+            format!("write jobs {}", ids.join(", "))
+        })?;
+        changed.extend(ids.into_iter().map(|id| JobId(id as u64)));
+    }
+    Ok(changed)
+}
+
+/// Removes the rows of those jobs, and returns which there were.
+async fn remove_jobs(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<JobId>> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<i64> = sqlx::query_scalar("DELETE FROM job WHERE id IN (SELECT value FROM json_each(?)) RETURNING id")
+        .bind(serde_json::to_string(jobs)?)
+        .fetch_all(tx)
+        .await?;
+    Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
+}
