@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::chain::Contracts;
+use crate::chain::{self, Contracts, Endpoints};
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
 use crate::tasks::indexer::Prove;
@@ -38,6 +39,15 @@ pub struct Config {
 pub struct ChainConfig {
     pub id: u64,
     pub rpc_url: String,
+    /// Further endpoints of the same chain: each call goes to one that is well.
+    #[serde(default)]
+    pub rpc_urls: Vec<String>,
+    /// Calls per second to each endpoint, those of a batch counted one by one; 0: no limit.
+    #[serde(default)]
+    pub requests_per_second: u32,
+    /// Longest wait for one answer of an endpoint.
+    #[serde(default = "default_timeout_seconds")]
+    pub timeout_seconds: u64,
     /// Only wakes the indexer earlier; polling stays the truth.
     pub ws_url: Option<String>,
     /// The block the contracts were deployed in: nothing of ours lies before it.
@@ -54,6 +64,17 @@ pub struct ChainConfig {
     /// How deep a block lies that counts as final where the endpoint calls none so; 0: none does.
     #[serde(default = "default_finality_depth")]
     pub finality_depth: u64,
+}
+
+impl ChainConfig {
+    /// Returns how the chain is reached.
+    pub fn endpoints(&self) -> Endpoints {
+        Endpoints {
+            urls: std::iter::once(&self.rpc_url).chain(&self.rpc_urls).cloned().collect(),
+            requests_per_second: self.requests_per_second,
+            timeout: Duration::from_secs(self.timeout_seconds),
+        }
+    }
 }
 
 /// Where the node meets its peers.
@@ -157,6 +178,9 @@ impl Default for ProverConfig {
     }
 }
 
+fn default_timeout_seconds() -> u64 {
+    20
+}
 fn default_poll_ms() -> u64 {
     1000
 }
@@ -190,6 +214,7 @@ const OVERRIDES: &[(&str, &[&str], Kind)] = &[
     ("FABSTIR_DATA_DIR", &["data_dir"], Kind::Text),
     ("CHAIN_ID", &["chain", "id"], Kind::Number),
     ("RPC_URL", &["chain", "rpc_url"], Kind::Text),
+    ("RPC_URLS", &["chain", "rpc_urls"], Kind::List),
     ("WS_URL", &["chain", "ws_url"], Kind::Text),
     ("START_BLOCK", &["chain", "start_block"], Kind::Number),
     ("CONTRACT_GOVERNANCE_TOKEN", &["contracts", "governance_token"], Kind::Text),
@@ -245,8 +270,10 @@ impl Config {
         let mut table: toml::Table = text.parse().context("not TOML")?;
         for (name, path, kind) in OVERRIDES {
             if let Some(value) = environment(name).filter(|value| !value.is_empty()) {
+                // A URL may hold a key.
+                let told = if name.contains("URL") { "…" } else { &value };
                 override_entry(&mut table, path, *kind, &value)
-                    .with_context(|| format!("environment variable {name}={value}"))?;
+                    .with_context(|| format!("environment variable {name}={told}"))?;
             }
         }
         let mut config: Config = table.try_into()?;
@@ -272,18 +299,25 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let url: Result<reqwest::Url, _> = self.chain.rpc_url.parse();
-        ensure!(
-            url.is_ok_and(|url| matches!(url.scheme(), "http" | "https")),
-            "chain.rpc_url = {:?} is not an http:// or https:// URL",
-            self.chain.rpc_url
-        );
+        let further =
+            self.chain.rpc_urls.iter().enumerate().map(|(place, url)| (format!("chain.rpc_urls[{place}]"), url));
+        for (entry, url) in std::iter::once(("chain.rpc_url".to_owned(), &self.chain.rpc_url)).chain(further) {
+            let parsed: Result<reqwest::Url, _> = url.parse();
+            ensure!(
+                parsed.is_ok_and(|url| matches!(url.scheme(), "http" | "https")),
+                "{entry} = {} is not an http:// or https:// URL",
+                chain::shown(url)
+            );
+        }
         if let Some(url) = &self.chain.ws_url {
             ensure!(
                 url.starts_with("ws://") || url.starts_with("wss://"),
-                "chain.ws_url = {url:?} is not a ws:// or wss:// URL"
+                "chain.ws_url = {} is not a ws:// or wss:// URL",
+                chain::shown(url)
             );
         }
+        within("chain.requests_per_second", self.chain.requests_per_second.into(), 0, 1_000_000)?;
+        within("chain.timeout_seconds", self.chain.timeout_seconds, 1, 600)?;
         within("chain.poll_ms", self.chain.poll_ms, 10, 60_000)?;
         within("chain.blocks_per_step", self.chain.blocks_per_step, 1, 10_000)?;
         within("prover.concurrency", self.prover.concurrency as u64, 1, 64)?;

@@ -61,7 +61,7 @@ impl Node {
     /// If anything a node needs is not so: endpoint, chain, contracts, key, stake, gas money, model, prover, ports. The
     /// error says which and what would be right. Nothing was claimed.
     pub async fn start(config: &Config) -> Result<Node> {
-        let chain = Chain::connect(&config.chain.rpc_url, config.chain.id, config.contracts).await?;
+        let chain = Chain::connect(config.chain.endpoints(), config.chain.id, config.contracts).await?;
         let host = match &config.host {
             Some(host) => Some(Host::prepare(config, host, &chain).await?),
             None => None,

@@ -200,10 +200,11 @@ impl Chain {
     /// itself, may miss blocks, and polling stays the truth.
     pub fn wake_on_blocks(endpoint: String) -> watch::Receiver<u64> {
         let (wake, receiver) = watch::channel(0);
+        let name = super::shown(&endpoint);
         tokio::spawn(async move {
             while !wake.is_closed() {
                 if let Err(error) = forward_heads(&endpoint, &wake).await {
-                    tracing::debug!(%endpoint, error = format!("{error:#}"), "block subscription ended");
+                    tracing::debug!(endpoint = name, error = format!("{error:#}"), "block subscription ended");
                 }
                 tokio::time::sleep(Duration::from_secs(5)).await;
             }

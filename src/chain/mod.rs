@@ -6,17 +6,20 @@
 mod abi;
 pub mod call;
 mod decode;
+mod endpoint;
 mod follow;
 pub mod key;
 mod prove;
+mod reach;
 mod send;
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use alloy::eips::BlockId;
 use alloy::network::Ethereum;
 use alloy::primitives::{Address, B256, Bytes, U256};
-use alloy::providers::{Provider, ProviderBuilder, RootProvider};
+use alloy::providers::{Provider, RootProvider};
+use alloy::rpc::client::RpcClient;
 use alloy::rpc::types::{TransactionInput, TransactionReceipt, TransactionRequest};
 use alloy::sol_types::SolCall;
 use anyhow::{Context, Result, ensure};
@@ -25,11 +28,11 @@ use serde::{Deserialize, Serialize};
 use crate::market::event::RawLog;
 use crate::market::policy::Standing;
 use crate::market::types::{JobId, UnixSeconds};
+use endpoint::{Pace, Pool, Route};
 
+pub use endpoint::{EndpointState, Endpoints, Failure, shown};
+pub use reach::Reach;
 pub use send::{Fees, Mined, Sent, Signer};
-
-/// Longest wait for one JSON-RPC answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Addresses of the contracts one node works with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,42 +90,74 @@ pub struct Escrowed {
     pub fee_bps: u16,
 }
 
-/// A connection to one endpoint, for one chain and one set of contracts. Clones share it.
+/// A connection to the endpoints of one chain, for one set of contracts. Clones share it.
+///
+/// A call goes to the best endpoint, and where that fails to each other that is well. What must be of one piece, because one
+/// endpoint may not yet have the block that another told of, is asked of [`Chain::steady`].
 #[derive(Clone)]
 pub struct Chain {
     provider: RootProvider<Ethereum>,
-    client: alloy::rpc::client::RpcClient,
+    client: RpcClient,
+    pool: Arc<Pool>,
+    pinned: Option<usize>,
+    /// What is asked, for errors.
     endpoint: String,
     id: u64,
     contracts: Contracts,
 }
 
 impl Chain {
-    /// Connects over HTTP and checks that the endpoint serves the chain `id` and has code at every contract.
+    /// Connects over HTTP and checks that the chain `id` is served and has code at every contract.
     ///
     /// # Errors
-    /// If the endpoint does not answer, serves another chain, or a contract has no code there.
-    pub async fn connect(endpoint: &str, id: u64, contracts: Contracts) -> Result<Self> {
-        let chain = Self::unchecked(endpoint, id, contracts)?;
+    /// If no endpoint answers, one serves another chain and no other answers, or a contract has no code there.
+    pub async fn connect(endpoints: impl Into<Endpoints>, id: u64, contracts: Contracts) -> Result<Self> {
+        let chain = Self::unchecked(endpoints, id, contracts)?;
         chain.check().await?;
         Ok(chain)
     }
 
-    /// Prepares a connection without a first call, for a node that may start before its endpoint.
+    /// Prepares a connection without a first call, for a node that may start before its endpoints.
     ///
     /// # Errors
-    /// If the endpoint is not an HTTP URL.
-    pub fn unchecked(endpoint: &str, id: u64, contracts: Contracts) -> Result<Self> {
-        let url: reqwest::Url = endpoint.parse().with_context(|| format!("RPC endpoint {endpoint:?} is not a URL"))?;
-        ensure!(
-            matches!(url.scheme(), "http" | "https"),
-            "RPC endpoint {endpoint:?} must start with http:// or https://"
-        );
-        let client = reqwest::Client::builder().timeout(CALL_TIMEOUT).build().context("build the HTTP client")?;
-        let transport = alloy::transports::http::Http::with_client(client, url);
-        let client = alloy::rpc::client::RpcClient::new(transport, false);
-        let provider = ProviderBuilder::new().disable_recommended_fillers().connect_client(client.clone());
-        Ok(Self { provider, client, endpoint: endpoint.into(), id, contracts })
+    /// If an endpoint is not an HTTP URL.
+    pub fn unchecked(endpoints: impl Into<Endpoints>, id: u64, contracts: Contracts) -> Result<Self> {
+        Self::at_pace(endpoints, id, contracts, Pace::default())
+    }
+
+    fn at_pace(endpoints: impl Into<Endpoints>, id: u64, contracts: Contracts, pace: Pace) -> Result<Self> {
+        Ok(Self::over(Arc::new(Pool::new(&endpoints.into(), id, pace)?), None, id, contracts))
+    }
+
+    fn over(pool: Arc<Pool>, pinned: Option<usize>, id: u64, contracts: Contracts) -> Self {
+        let client = RpcClient::new(Route { pool: pool.clone(), pinned }, false);
+        let endpoint = pool.name(pinned);
+        Self { provider: RootProvider::new(client.clone()), client, pool, pinned, endpoint, id, contracts }
+    }
+
+    /// Returns this connection with all calls going to the one endpoint that is best now, so that what they tell is of one
+    /// piece. They fail when it fails: start again with another.
+    pub fn steady(&self) -> Self {
+        self.pinned_to(self.pinned.unwrap_or_else(|| self.pool.best()))
+    }
+
+    /// Returns this connection once for each endpoint, with all calls going to that one.
+    pub fn each(&self) -> Vec<Self> {
+        (0..self.pool.len()).map(|place| self.pinned_to(place)).collect()
+    }
+
+    fn pinned_to(&self, place: usize) -> Self {
+        Self::over(self.pool.clone(), Some(place), self.id, self.contracts)
+    }
+
+    /// Returns what each endpoint has shown of itself.
+    pub fn endpoints(&self) -> Vec<EndpointState> {
+        self.pool.states()
+    }
+
+    /// Returns the scheme and host of what is asked.
+    pub fn name(&self) -> &str {
+        &self.endpoint
     }
 
     /// Checks chain id and contract code.
@@ -130,15 +165,8 @@ impl Chain {
     /// # Errors
     /// As [`Chain::connect`].
     pub async fn check(&self) -> Result<()> {
-        let served =
-            self.provider.get_chain_id().await.with_context(|| format!("ask {} for its chain id", self.endpoint))?;
-        ensure!(
-            served == self.id,
-            "{} serves chain {served}, but the configuration says chain_id = {}",
-            self.endpoint,
-            self.id
-        );
         for (name, address) in self.contracts.named() {
+            // An endpoint's first call, whatever it is, checks which chain it serves.
             let code = self.provider.get_code_at(address).await.with_context(|| format!("read code at {address}"))?;
             ensure!(!code.is_empty(), "contracts.{name} = {address} has no code on chain {}", self.id);
         }

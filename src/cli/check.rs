@@ -50,6 +50,7 @@ pub async fn audit(global: &Global, arguments: &AuditArguments) -> Result<()> {
     let mut config = configuration(global)?;
     if let Some(url) = &arguments.rpc {
         config.chain.rpc_url.clone_from(url);
+        config.chain.rpc_urls.clear();
     }
     let store = history::open(&config).await?;
     let chain = run::connect(&config).await?;
@@ -137,7 +138,7 @@ pub async fn doctor(global: &Global) -> Result<()> {
         Err(error) => note("configuration", Err(error)),
         Ok(config) => {
             note("configuration", Ok(global.config.display().to_string()));
-            let chain = Chain::unchecked(&config.chain.rpc_url, config.chain.id, config.contracts);
+            let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts);
             if let Ok(chain) = &chain {
                 note("endpoint", endpoint(chain).await);
                 note("contracts", chain.check().await.map(|()| format!("code at all of them on chain {}", chain.id())));

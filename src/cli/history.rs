@@ -39,7 +39,7 @@ pub async fn open(config: &Config) -> Result<Store> {
         path.exists(),
         Fault::Usage.of(anyhow::anyhow!("there is no database at {}: `fabstir index` makes one", path.display()))
     );
-    let chain = Chain::unchecked(&config.chain.rpc_url, config.chain.id, config.contracts)?;
+    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts)?;
     Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(chain.decoder())).await
 }
 

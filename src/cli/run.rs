@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Fault, Global, configuration, print_json};
-use crate::chain::Chain;
+use crate::chain::{Chain, Failure};
 use crate::config::Config;
 use crate::http::{Health, Metrics};
 use crate::node::Node;
@@ -57,9 +57,10 @@ pub async fn run(global: &Global) -> Result<()> {
 
 /// Connects and checks the endpoint; its failures have an exit code of their own.
 pub async fn connect(config: &Config) -> Result<Chain> {
-    let chain = Chain::unchecked(&config.chain.rpc_url, config.chain.id, config.contracts)?;
+    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts)?;
     if let Err(error) = chain.head().await {
-        return Err(Fault::Endpoint.of(error.context(format!("the endpoint {} does not answer", config.chain.rpc_url))));
+        let fault = if Failure::is_other_chain(&error) { Fault::Usage } else { Fault::Endpoint };
+        return Err(fault.of(error.context(format!("the endpoint {} does not answer", chain.name()))));
     }
     chain.check().await.map_err(|error| Fault::Usage.of(error))?;
     Ok(chain)
