@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::chain::{self, Contracts, Endpoints};
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
-use crate::tasks::indexer::Prove;
+use crate::tasks::indexer::{Prove, Settings};
 
 /// Everything a node is told.
 #[derive(Debug, Clone, Deserialize)]
@@ -249,6 +249,14 @@ enum Kind {
     ApiPort,
     /// The first model's file.
     Model,
+}
+
+impl ChainConfig {
+    /// Returns what the indexer is told.
+    pub fn indexer(&self) -> Settings {
+        let ChainConfig { start_block, prove, finality_depth, blocks_per_step, .. } = *self;
+        Settings { start_block, prove, finality_depth, blocks_per_step }
+    }
 }
 
 impl Config {

@@ -120,16 +120,8 @@ impl Node {
     ) -> Result<()> {
         let poll = Duration::from_millis(config.chain.poll_ms);
         let (chain, store) = (self.chain.clone(), self.store.clone());
-        let indexer = Indexer {
-            chain: chain.clone(),
-            store: store.clone(),
-            health: self.health.clone(),
-            metrics: metrics.clone(),
-            start_block: config.chain.start_block,
-            blocks_per_step: config.chain.blocks_per_step,
-            prove: config.chain.prove,
-            finality_depth: config.chain.finality_depth,
-        };
+        let indexer =
+            Indexer::new(chain.clone(), store.clone(), self.health.clone(), metrics.clone(), config.chain.indexer());
         let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
         let never = || watch::channel(0).1;
         self.drive(indexer, poll, heads.unwrap_or_else(never), &metrics);

@@ -2,11 +2,13 @@
 //!
 //! Never decides anything about a job.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::{Pass, Task};
-use crate::chain::Chain;
+use crate::chain::{Chain, Reach};
 use crate::http::{Health, Kind, Metrics};
 use crate::market::coverage::Coverage;
 use crate::market::event::{Header, Range};
@@ -14,6 +16,9 @@ use crate::market::types::BlockRef;
 use crate::store::{Correction, Finality, Store};
 
 pub use super::INDEXER as PART;
+
+/// The most blocks whose logs are asked for at once on an endpoint's word.
+const CLAIMED_BLOCKS_MAX: u64 = 10_000;
 
 /// Which blocks are proven before they are stored; all others are stored on an endpoint's word first and proven afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -25,20 +30,29 @@ pub enum Prove {
     All,
 }
 
-/// The task's edges and limits.
-pub struct Indexer {
-    pub chain: Chain,
-    pub store: Store,
-    pub health: Health,
-    pub metrics: Metrics,
+/// What the configuration says of following the chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
     /// Nothing of ours lies before this block.
     pub start_block: u64,
-    /// Which blocks are proven before they are stored.
     pub prove: Prove,
     /// How deep a block lies that is final where the endpoint calls none so; 0: none is.
     pub finality_depth: u64,
-    /// The most blocks of one step.
+    /// The most blocks whose receipts are read in one step.
     pub blocks_per_step: u64,
+}
+
+/// The task's edges.
+pub struct Indexer {
+    /// All endpoints.
+    pool: Chain,
+    /// The one of the present step.
+    chain: Chain,
+    reach: Reach,
+    store: Store,
+    health: Health,
+    metrics: Metrics,
+    settings: Settings,
 }
 
 impl Task for Indexer {
@@ -59,7 +73,15 @@ impl Task for Indexer {
 }
 
 impl Indexer {
-    async fn step(&self) -> Result<Pass> {
+    /// Returns the task, which has not begun.
+    pub fn new(chain: Chain, store: Store, health: Health, metrics: Metrics, settings: Settings) -> Self {
+        let reach = Reach::new(CLAIMED_BLOCKS_MAX);
+        Self { pool: chain.clone(), chain, reach, store, health, metrics, settings }
+    }
+
+    async fn step(&mut self) -> Result<Pass> {
+        // All of one step is asked of one endpoint: two may be on different branches, or at different heads.
+        self.chain = self.pool.steady();
         let head = self.chain.head().await?;
         self.metrics.head_block.set(head.block.number as i64);
         let cursor = self.store.cursor().await?;
@@ -72,18 +94,20 @@ impl Indexer {
             tracing::warn!(from = cursor.number, to = fork, jobs, "the chain reorganised: rewound");
             return Ok(Pass::Again);
         }
-        let from = cursor.map_or(self.start_block, |cursor| cursor.number + 1);
+        let from = cursor.map_or(self.settings.start_block, |cursor| cursor.number + 1);
         if from > head.block.number {
             self.health.well(PART);
             return self.confirm().await;
         }
         let last = self.last_final(head.block.number).await?;
-        let to = head.block.number.min(from + self.blocks_per_step - 1);
         let range = match last {
-            Some(last) if self.prove == Prove::Live && from <= last.block.number => {
-                self.chain.claimed(from, to.min(last.block.number)).await?
+            // What is proven in one step needs no detour.
+            Some(last)
+                if self.settings.prove == Prove::Live && from + self.settings.blocks_per_step <= last.block.number =>
+            {
+                self.claimed(from, last.block.number).await?
             }
-            _ => self.chain.range(from, to).await?,
+            _ => self.chain.range(from, head.block.number.min(from + self.settings.blocks_per_step - 1)).await?,
         };
         let extended = self.store.extend(&range).await?;
         self.note(&range);
@@ -95,7 +119,7 @@ impl Indexer {
         if let Some(last) = last {
             self.store.set_final(last.block).await?;
         }
-        let at = range.headers.last().map_or(to, |header| header.block.number);
+        let at = range.headers.last().map_or(from, |header| header.block.number);
         self.metrics.indexed_block.set(at as i64);
         if at == head.block.number {
             self.health.well(PART);
@@ -105,12 +129,36 @@ impl Indexer {
         Ok(Pass::Again)
     }
 
+    /// Reads final blocks from `from` on at the endpoint's word, as many as it gives in one answer.
+    async fn claimed(&mut self, from: u64, last: u64) -> Result<Range> {
+        let to = last.min(from + self.reach.blocks() - 1);
+        let (blocks, asked) = (to - from + 1, Instant::now());
+        match self.chain.claimed(from, to).await {
+            Ok(range) => {
+                self.reach.answered(blocks, range.logs.len(), asked.elapsed());
+                Ok(range)
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                if self.reach.refused(blocks, &text) {
+                    tracing::info!(
+                        blocks,
+                        next = self.reach.blocks(),
+                        text,
+                        "the endpoint gives no logs of so many blocks"
+                    );
+                }
+                Err(error)
+            }
+        }
+    }
+
     /// Returns the newest final block: as the chain says, or by depth where it says nothing.
     async fn last_final(&self, head: u64) -> Result<Option<Header>> {
         match self.chain.finalized().await? {
             Some(last) => Ok(Some(last)),
-            None if self.finality_depth > 0 && head >= self.finality_depth => {
-                self.chain.header(head - self.finality_depth).await
+            None if self.settings.finality_depth > 0 && head >= self.settings.finality_depth => {
+                self.chain.header(head - self.settings.finality_depth).await
             }
             None => Ok(None),
         }
@@ -120,7 +168,7 @@ impl Indexer {
     /// and proves them.
     async fn confirm(&self) -> Result<Pass> {
         let Some(claimed) = self.store.newest_claimed().await? else { return Ok(Pass::Idle) };
-        let from = claimed.from.max((claimed.to + 1).saturating_sub(self.blocks_per_step));
+        let from = claimed.from.max((claimed.to + 1).saturating_sub(self.settings.blocks_per_step));
         // And the block after, whose hash a commitment may wait for.
         let newest = self.store.cursor().await?.map_or(claimed.to, |cursor| cursor.number);
         let range = self.chain.range(from, newest.min(claimed.to + 1)).await?;
@@ -193,7 +241,7 @@ impl Indexer {
                 anyhow::bail!("{how}");
             }
             ensure!(
-                number > self.start_block,
+                number > self.settings.start_block,
                 "the chain differs from the stored one down to block {number}: another chain"
             );
             number -= 1;
