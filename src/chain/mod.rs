@@ -4,6 +4,7 @@
 //! what to read or send, and whether to believe it, is for its callers.
 
 mod abi;
+mod bundle;
 pub mod call;
 mod decode;
 mod endpoint;
@@ -30,6 +31,7 @@ use crate::market::policy::Standing;
 use crate::market::types::{JobId, UnixSeconds};
 use endpoint::{Pace, Pool, Route};
 
+pub use bundle::Bundle;
 pub use endpoint::{EndpointState, Endpoints, Failure, shown};
 pub use reach::Reach;
 pub use send::{Fees, Mined, Sent, Signer};
@@ -57,6 +59,12 @@ impl Contracts {
         let mut indexed: Vec<Address> = self.named().into_iter().map(|(_, address)| address).collect();
         indexed.retain(|address| *address != self.governance_token);
         indexed
+    }
+
+    /// Returns the reader of these contracts' logs, for a store.
+    pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
+        let contracts = *self;
+        move |log| decode::event(&contracts, log)
     }
 
     /// Returns the `[contracts]` section of a configuration.
@@ -317,8 +325,7 @@ impl Chain {
 
     /// Returns the reader of this connection's logs, for the store.
     pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
-        let contracts = self.contracts;
-        move |log| decode::event(&contracts, log)
+        self.contracts.decoder()
     }
 }
 
