@@ -458,6 +458,25 @@ mod tests {
     }
 
     #[test]
+    fn several_endpoints_are_told_apart_and_their_keys_not_told() {
+        let config = read(MINIMAL, &[("RPC_URLS", "https://a.example/key, http://b.example")]).unwrap();
+        let endpoints = config.chain.endpoints();
+        assert_eq!(endpoints.urls, ["http://127.0.0.1:8545", "https://a.example/key", "http://b.example"]);
+        assert_eq!((endpoints.requests_per_second, endpoints.timeout), (0, Duration::from_secs(20)));
+        for (name, value, entry) in [
+            ("RPC_URLS", "https://a.example, ftp://b.example/s3cr3t", "chain.rpc_urls[1] = ftp://b.example "),
+            ("RPC_URL", "b.example/s3cr3t", "chain.rpc_url = (no URL) "),
+            ("WS_URL", "http://b.example/s3cr3t", "chain.ws_url = http://b.example "),
+        ] {
+            let error = format!("{:#}", read(MINIMAL, &[(name, value)]).unwrap_err());
+            assert!(error.contains(entry) && !error.contains("s3cr3t"), "{error}");
+        }
+        assert!(
+            format!("{:#}", read("chain = 1", &[("RPC_URLS", "http://s3cr3t")]).unwrap_err()).contains("RPC_URLS=…")
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let error = |text: &str, set: &[(&str, &str)]| format!("{:#}", read(text, set).unwrap_err());
         assert!(error(&format!("colour = 1\n{MINIMAL}"), &[]).contains("colour"));

@@ -237,7 +237,9 @@ pub async fn doctor(global: &Global) -> Result<()> {
             note("configuration", Ok(global.config.display().to_string()));
             let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts);
             if let Ok(chain) = &chain {
-                note("endpoint", endpoint(chain).await);
+                for one in chain.each() {
+                    note("endpoint", one.examine().await.map(|found| found.to_string()));
+                }
                 note("contracts", chain.check().await.map(|()| format!("code at all of them on chain {}", chain.id())));
             }
             if let (Some(host), Ok(chain)) = (&config.host, &chain) {
@@ -274,11 +276,6 @@ pub async fn doctor(global: &Global) -> Result<()> {
         bail!(Fault::Usage.of(anyhow::anyhow!("not everything a node needs is there")));
     }
     Ok(())
-}
-
-async fn endpoint(chain: &Chain) -> Result<String> {
-    let head = chain.head().await?;
-    Ok(format!("head at block {}", head.block.number))
 }
 
 async fn stake(chain: &Chain, host: Address) -> Result<String> {

@@ -152,11 +152,13 @@ pub async fn main() -> ExitCode {
         Err(error) => {
             let fault = error.downcast_ref::<Fault>().copied();
             // The kind is for the code alone: the causes say it better.
-            let causes: Vec<String> = error
+            let mut causes: Vec<String> = error
                 .chain()
                 .map(ToString::to_string)
                 .filter(|text| fault.is_none_or(|fault| *text != fault.to_string()))
                 .collect();
+            // An endpoint's failure comes wrapped in errors that only repeat it.
+            causes.dedup();
             eprintln!("fabstir: {}", causes.join(": "));
             ExitCode::from(fault.map_or(1, Fault::code))
         }
