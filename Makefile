@@ -27,7 +27,7 @@ slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
 
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
-.PHONY: help demo test bench-index setup check fmt lint doc deny advisories abi clean
+.PHONY: help demo test bench-index faults setup check fmt lint doc deny advisories abi clean
 .PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands
@@ -85,6 +85,11 @@ gas: setup ## what a job costs in gas with real proofs, as one JSON object: alon
 	@mkdir -p .fabstir
 	@GAS_JSON=$(CURDIR)/.fabstir/gas.json cargo test --quiet --test it one_proof_completes_four_jobs >&2
 	@cat .fabstir/gas.json
+
+faults: setup ## what the indexer does when its endpoint lies, lags or breaks, as a table; FAULTS_KILLS=n, FAULTS_ONLY=words
+	@mkdir -p .fabstir && rm -f .fabstir/faults.txt
+	@FAULTS_REPORT=$(CURDIR)/.fabstir/faults.txt cargo test --quiet --test it faults::faults >&2 || failed=1; \
+	  cat .fabstir/faults.txt; exit $${failed:-0}
 
 abi: setup ## write abi/*.json from the contracts
 	npm --prefix contracts run --silent abi

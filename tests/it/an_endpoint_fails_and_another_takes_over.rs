@@ -8,7 +8,8 @@ use fabstir::market::types::Address;
 use fabstir::node::Node;
 use serde_json::Value;
 
-use crate::world::{Proxy, World, done_once, root, until, until_job};
+use crate::faults::Proxy;
+use crate::world::{World, done_once, root, until, until_job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_fails_and_another_takes_over() -> Result<()> {

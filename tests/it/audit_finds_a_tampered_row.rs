@@ -12,7 +12,8 @@ use fabstir::renter::Renter;
 use fabstir::store::Store;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
-use crate::world::{Proxy, World, peer, until_job};
+use crate::faults::Proxy;
+use crate::world::{World, peer, until_job};
 
 /// Each change of a database, and what the audit says of it.
 const TAMPERINGS: &[(&str, &str)] = &[
