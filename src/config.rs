@@ -66,6 +66,9 @@ pub struct ChainConfig {
     pub finality_depth: u64,
 }
 
+/// How long blocks that could not be proven are let be.
+const DOUBT_AGAIN: Duration = Duration::from_secs(60);
+
 impl ChainConfig {
     /// Returns how the chain is reached.
     pub fn endpoints(&self) -> Endpoints {
@@ -255,7 +258,7 @@ impl ChainConfig {
     /// Returns what the indexer is told.
     pub fn indexer(&self) -> Settings {
         let ChainConfig { start_block, prove, finality_depth, blocks_per_step, .. } = *self;
-        Settings { start_block, prove, finality_depth, blocks_per_step }
+        Settings { start_block, prove, finality_depth, blocks_per_step, doubt_again: DOUBT_AGAIN }
     }
 }
 

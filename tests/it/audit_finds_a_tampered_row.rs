@@ -33,7 +33,7 @@ const TAMPERINGS: &[(&str, &str)] = &[
     ("DELETE FROM job", "job 1: missing in the database"),
     ("UPDATE job SET id = 2", "job 2: in the database, not on the chain"),
     ("UPDATE log SET data = zeroblob(length(data)) WHERE seq = 9", "column data"),
-    ("UPDATE log SET topics = substr(topics, 1, 32) WHERE seq = 9", "column topics"),
+    ("UPDATE log SET topics = zeroblob(32) WHERE seq = 9", "column topics"),
     ("UPDATE log SET address = zeroblob(20) WHERE seq = 9", "column address"),
     ("UPDATE log SET tx_hash = zeroblob(32) WHERE seq = 9", "column tx_hash"),
     ("UPDATE log SET kind = 'JobClaimed' WHERE kind = 'JobTerms'", "column kind or job"),

@@ -160,7 +160,8 @@ impl Index {
         let store = Store::open(file, chain.id(), marketplace, Arc::new(chain.decoder())).await?;
         let (health, metrics) = (Health::default(), Metrics::new());
         health.expect(indexer::PART, Duration::from_secs(3600));
-        let settings = Settings { start_block, prove, finality_depth: 0, blocks_per_step };
+        let settings =
+            Settings { start_block, prove, finality_depth: 0, blocks_per_step, doubt_again: Duration::from_millis(20) };
         let indexer = Indexer::new(chain, store.clone(), health.clone(), metrics.clone(), settings);
         Ok(Index { indexer, store, health, metrics, errors: Vec::new() })
     }
