@@ -180,6 +180,8 @@ impl tower::Service<RequestPacket> for Route {
 }
 
 impl Pool {
+    /// Takes each endpoint once, in the order named; nothing is asked yet.
+    ///
     /// # Errors
     /// If there is no endpoint, or one is not an HTTP URL.
     pub fn new(endpoints: &Endpoints, chain: u64, pace: Pace) -> Result<Self> {
@@ -250,7 +252,8 @@ impl Pool {
         let best = (0..ranks.len()).min_by_key(|place| ranks[*place]).unwrap_or(current);
         let ((rank, latency), (_, best_latency)) = (ranks[current], ranks[best]);
         // Unknown latencies are the longest, and no reason to leave.
-        let slower = latency != Duration::MAX && latency > best_latency * 2 + Duration::from_millis(10);
+        let clearly = best_latency.saturating_mul(2).saturating_add(Duration::from_millis(10));
+        let slower = latency != Duration::MAX && latency > clearly;
         if rank == ranks[best].0 && !slower {
             return current;
         }
@@ -555,7 +558,13 @@ impl Endpoint {
         let unreadable = |error: serde_json::Error| self.failure(Cause::Failed, format!("{method}: {error}"));
         self.bucket.take(1);
         let call = Request::new(method, Id::Number(0), [(); 0]).serialize().map_err(unreadable)?;
-        let Reply::Answers(ResponsePacket::Single(Response { payload, .. })) = self.send(&[call], false).await? else {
+        // Who refuses the simplest request refuses all.
+        let ill = |failure: Failure| match failure.cause {
+            Cause::Call => Failure { cause: Cause::Failed, ..failure },
+            _ => failure,
+        };
+        let reply = self.send(&[call], false).await.map_err(ill)?;
+        let Reply::Answers(ResponsePacket::Single(Response { payload, .. })) = reply else {
             return Err(self.failure(Cause::Failed, format!("{method}: not one answer")));
         };
         match payload {
@@ -638,7 +647,11 @@ impl Endpoint {
 
     /// Posts one call or a batch, when the rate allows it.
     async fn post(&self, calls: &[SerializedRequest], batch: bool) -> Result<Reply, Failure> {
-        tokio::time::sleep(self.bucket.take(calls.len())).await;
+        let wait = self.bucket.take(calls.len());
+        // Even no sleep lasts until the timer's next millisecond.
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         self.send(calls, batch).await
     }
 
@@ -878,6 +891,38 @@ mod tests {
             assert!(wait <= most && wait > most - 0.9, "{waits:?}");
         }
         assert_eq!(Bucket::new(0).take(1_000_000), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_best_is_kept_until_another_is_clearly_better() {
+        let urls = ["http://a.example/1", "http://a.example/2", "http://c.example", "http://a.example/1"];
+        let endpoints = Endpoints { urls: urls.map(str::to_owned).to_vec(), ..Endpoints::from("") };
+        let pool = Pool::new(&endpoints, 1, Pace::default()).unwrap();
+        assert_eq!(pool.name(None), "http://a.example, http://a.example (2), http://c.example");
+        let with = |place: usize, change: &dyn Fn(&mut State)| {
+            change(&mut pool.endpoints[place].state());
+            pool.best()
+        };
+        let millis = |millis| Some(Duration::from_millis(millis));
+        let fail = |state: &mut State| (state.failures, state.failed_at) = (1, Instant::now());
+        // The first, until more is known than of it.
+        assert_eq!(with(1, &|state| state.latency = millis(5)), 0);
+        assert_eq!(with(0, &|state| state.latency = millis(19)), 0);
+        assert_eq!(with(0, &|state| state.latency = millis(21)), 1);
+        assert_eq!(with(0, &|state| state.latency = millis(1)), 1);
+        assert_eq!(with(1, &|state| state.lag = LAG_MAX + 1), 0);
+        // Unknown is better than failed, and behind is.
+        assert_eq!(with(0, &fail), 2);
+        assert_eq!(with(2, &fail), 1);
+        let error = ErrorPayload { code: -32601, message: "".into(), data: None };
+        let poor = |state: &mut State| state.abilities[0] = Some(Err((Instant::now(), error.clone())));
+        assert_eq!(with(0, &|state| (state.failures, state.latency) = (0, None)), 0);
+        assert_eq!(with(0, &poor), 0, "proofs matter less than the newest blocks");
+        assert_eq!(with(1, &|state| state.lag = LAG_MAX), 1);
+        // Where all failed they take turns, but for who said not to.
+        assert_eq!((with(1, &fail), with(0, &fail), with(2, &fail)), (0, 2, 1));
+        let hold = |state: &mut State| state.held_until = Some(Instant::now() + Duration::from_secs(600));
+        assert_eq!((with(1, &hold), with(0, &hold), with(2, &hold)), (0, 2, 1));
     }
 
     #[test]

@@ -311,6 +311,15 @@ async fn another_chain_is_never_believed() -> Result<()> {
     }
     assert_eq!((other.asked(), ours.asked().len()), (vec![CHAIN_ID.into()], 4));
 
+    // Nor is who does not say which it serves, in whatever way.
+    for does in [Does::Status(400, "?"), Does::Status(405, ""), Does::Page] {
+        let odd = Server::start(does).await?;
+        let both = chain(&[&odd, &ours])?;
+        ask(&both).await?;
+        ask(&both).await?;
+        assert_eq!(odd.asked(), [CHAIN_ID]);
+    }
+
     let alone = chain(&[&other])?;
     let error = ask(&alone).await.unwrap_err();
     assert!(Failure::is_other_chain(&error));
