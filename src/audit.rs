@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::chain::{Bundle, Chain};
+use crate::chain::{Bundle, Chain, disproven};
 use crate::market::event::{Event, Header, Range, RawLog};
 use crate::market::types::B256;
 use crate::store::{LogRow, Store};
@@ -207,10 +207,13 @@ fn held_against(one: &str, first: &Range, other: &str, second: Range, report: &m
                 "block {number}: {one} has {}, {other} has {}, and each proves its own: two chains",
                 mine.block.hash, theirs.block.hash
             )),
-            (true, false) | (false, true) if mine != theirs || a.logs != b.logs => {
+            (true, false) | (false, true) => {
                 let (liar, reason) = if proven.0 { (other, &b.coverage.reason) } else { (one, &a.coverage.reason) };
                 let reason = reason.as_deref().unwrap_or("it does not prove it");
-                report.lies.push(format!("block {number}: {liar} lies: {reason}"));
+                // One that only lacks receipts tells no lie as long as it tells the same.
+                if mine != theirs || a.logs != b.logs || disproven(reason) {
+                    report.lies.push(format!("block {number}: {liar} lies: {reason}"));
+                }
             }
             (false, false) if mine != theirs || a.logs != b.logs => {
                 report
