@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::chain::{self, Contracts, Endpoints};
+use crate::market::gate::Gates;
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
 use crate::tasks::indexer::{Prove, Settings};
@@ -122,9 +123,9 @@ pub struct HostConfig {
     /// Addresses at which peers reach the host from outside, as multiaddresses; published when it registers.
     #[serde(default)]
     pub public_addresses: Vec<String>,
-    /// Whether to claim jobs of blocks whose logs are not proven: only for an endpoint that gives no receipts, and is trusted.
+    /// What must stand on a block before an action rests on it.
     #[serde(default)]
-    pub claim_unproven: bool,
+    pub gate: Gates,
     /// Output tokens per second this host counts on when it looks at a deadline.
     #[serde(default = "default_tokens_per_second")]
     pub tokens_per_second: u32,
@@ -284,6 +285,10 @@ impl Config {
                     .with_context(|| format!("environment variable {name}={told}"))?;
             }
         }
+        ensure!(
+            table.get("host").and_then(|host| host.get("claim_unproven")).is_none(),
+            "host.claim_unproven is no entry any more: [host.gate.claim] with proof = \"claimed\" claims on an endpoint's word"
+        );
         let mut config: Config = table.try_into()?;
         config.resolve(folder);
         config.check()?;
@@ -467,6 +472,10 @@ mod tests {
         assert!(error(MINIMAL, &[("P2P_PORT", "70000")]).contains("P2P_PORT=70000"));
         assert!(error(&MINIMAL.replace("0000000005", "zz"), &[]).contains("proof_system"));
         let host = "[host]\nkeystore='k'\npassword_file='p'\nmodels=[{path='none.gguf'}]\n";
+        let removed = error(&format!("{MINIMAL}\n{host}claim_unproven=true"), &[]);
+        assert!(removed.contains("claim_unproven") && removed.contains("[host.gate.claim]"), "{removed}");
+        let gate = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='1'}}\n[host.gate.claim]\ndepth='deep'"), &[]);
+        assert!(gate.contains("depth = \"deep\"") && gate.contains("host.gate.claim"), "{gate}");
         let model = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='1'}}"), &[]);
         assert!(model.contains("host.models[0].path"), "{model}");
         let price = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='cheap'}}"), &[]);

@@ -13,6 +13,7 @@ use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
 use crate::http::{self, Health, Kind, Metrics, Server};
+use crate::market::gate::Gates;
 use crate::market::policy::Policy;
 use crate::market::types::Address;
 use crate::p2p::{self, Inbound, P2p};
@@ -49,7 +50,7 @@ struct Host {
     engines: Arc<Vec<Engine>>,
     prover: Arc<Prover>,
     policy: Policy,
-    claims_unproven: bool,
+    gates: Gates,
     slots: u32,
     fee_cap_max: u128,
 }
@@ -141,7 +142,6 @@ impl Node {
             metrics: metrics.clone(),
             policy: host.policy.clone(),
             us,
-            claims_unproven: host.claims_unproven,
             slots: host.slots,
             declined: Default::default(),
         };
@@ -174,9 +174,11 @@ impl Node {
             content: content.clone(),
             metrics: metrics.clone(),
             signer: host.signer.clone(),
+            gates: host.gates,
             fee_cap_max: host.fee_cap_max,
             sent: Default::default(),
             refused: Default::default(),
+            waiting: Default::default(),
         };
         self.drive(submitter, poll, store.changes(), &metrics);
         let announcer = gossip::Announcer {
@@ -364,11 +366,12 @@ impl Host {
             tokens_per_second: host.tokens_per_second,
             margin_seconds: host.margin_seconds,
             proves: true,
+            gate: host.gate.claim,
         };
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
-        let claims_unproven = host.claim_unproven;
-        Ok(Host { signer, engines, prover, policy, claims_unproven, slots, fee_cap_max: host.fee_cap_max_wei.into() })
+        let gates = host.gate;
+        Ok(Host { signer, engines, prover, policy, gates, slots, fee_cap_max: host.fee_cap_max_wei.into() })
     }
 }
 

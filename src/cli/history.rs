@@ -129,7 +129,9 @@ pub async fn status(global: &Global) -> Result<()> {
     println!("{events} events up to block {}, journal head {head}", cursor.number);
     match finality {
         None => println!("the chain has called no block final yet"),
-        Some(Finality { block, violated: None }) => println!("final up to block {}", block.number),
+        Some(Finality { block, safe, violated: None }) => {
+            println!("final up to block {}, safe up to block {safe}", block.number);
+        }
         Some(Finality { violated: Some(how), .. }) => println!("FINALITY VIOLATED: {how}"),
     }
     for range in coverage {

@@ -5,6 +5,7 @@
 pub mod commitment;
 pub mod coverage;
 pub mod event;
+pub mod gate;
 pub mod job;
 pub mod offer;
 pub mod policy;

@@ -268,6 +268,7 @@ impl Store {
             "UPDATE block SET canonical = 0 WHERE number > ? AND canonical = 1",
             "DELETE FROM coverage WHERE first > ?",
             "UPDATE coverage SET last = ?1 WHERE last > ?1",
+            "UPDATE finality SET safe = ?1 WHERE safe > ?1",
             "UPDATE tx_intent SET state = 'signed' WHERE id IN (
                  SELECT intent FROM tx_attempt JOIN tx_receipt USING (hash) WHERE block_number > ?)",
             "DELETE FROM tx_receipt WHERE block_number > ?",

@@ -9,7 +9,7 @@ use sqlx::{QueryBuilder, Row, SqliteConnection};
 use super::{JobRow, Store, hash, raw_log};
 use crate::market::event::Event;
 use crate::market::job::{Conflict, Fact, Job, Work};
-use crate::market::types::{B256, JobId};
+use crate::market::types::{B256, BlockRef, JobId};
 
 /// Rows of one statement. Each statement passes between threads once, which costs more than a row.
 pub(super) const ROWS_PER_STATEMENT: usize = 100;
@@ -50,8 +50,9 @@ impl Store {
         let beacons = canonical_hashes(connection, &wanted).await?;
         for told in facts.values_mut() {
             for place in (0..told.len()).rev() {
-                if let Some(beacon) = after_commit(&told[place]).and_then(|number| beacons.get(&number)) {
-                    told.insert(place + 1, Fact::Beacon(*beacon));
+                let after = after_commit(&told[place]).and_then(|number| Some((number, *beacons.get(&number)?)));
+                if let Some((number, hash)) = after {
+                    told.insert(place + 1, Fact::Beacon(BlockRef { number, hash }));
                 }
             }
         }

@@ -144,6 +144,32 @@ async fn what_is_final_only_moves_forward_and_not_while_it_is_contradicted() {
 }
 
 #[tokio::test]
+async fn a_ground_says_what_stands_on_a_block() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[], &[], &[], &[], &[]]);
+    extend(&store, &blocks[..4]).await.unwrap();
+    let at = |place: usize| blocks[place].0.block;
+    let first = at(0).number;
+    let known = async |number| {
+        let Ground { level, head, safe, last_final, .. } = store.ground(number).await.unwrap();
+        (level, head, safe, last_final)
+    };
+    assert_eq!(known(first).await, (Level::Complete, first + 3, 0, 0));
+    assert_eq!(known(first + 9).await, (Level::Claimed, first + 3, 0, 0));
+    store.set_safe(at(2)).await.unwrap();
+    assert_eq!(known(first).await.2, 0, "nothing is final");
+    store.set_final(at(1)).await.unwrap();
+    assert_eq!(known(first).await, (Level::Complete, first + 3, first + 1, first + 1));
+    for (given, safe) in [(at(4), 1), (at(3), 3), (at(2), 3), (BlockRef { hash: B256::ZERO, ..at(3) }, 3)] {
+        store.set_safe(given).await.unwrap();
+        assert_eq!(known(first).await.2, first + safe);
+    }
+    // What the chain took back is safe no more.
+    store.rewind(first + 2).await.unwrap();
+    assert_eq!(known(first).await, (Level::Complete, first + 2, first + 2, first + 1));
+}
+
+#[tokio::test]
 async fn everything_that_follows_from_the_journal_is_derived_anew_the_same() {
     let (_file, store) = fresh().await;
     let says: Vec<Says> = (1..=60).flat_map(|job| [[TERMS, job], [CLAIMED, job], [NOTED, job]]).collect();
