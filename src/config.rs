@@ -65,6 +65,9 @@ pub struct ChainConfig {
     /// How deep a block lies that counts as final where the endpoint calls none so; 0: none does.
     #[serde(default = "default_finality_depth")]
     pub finality_depth: u64,
+    /// Between two comparisons of the stored jobs with the contracts' own word; 0: never.
+    #[serde(default = "default_sweep_seconds")]
+    pub sweep_seconds: u64,
 }
 
 impl ChainConfig {
@@ -187,6 +190,9 @@ fn default_poll_ms() -> u64 {
 }
 fn default_finality_depth() -> u64 {
     1800
+}
+fn default_sweep_seconds() -> u64 {
+    300
 }
 fn default_blocks_per_step() -> u64 {
     100
@@ -332,6 +338,7 @@ impl Config {
         within("chain.requests_per_second", self.chain.requests_per_second.into(), 0, 1_000_000)?;
         within("chain.timeout_seconds", self.chain.timeout_seconds, 1, 600)?;
         within("chain.poll_ms", self.chain.poll_ms, 10, 60_000)?;
+        within("chain.sweep_seconds", self.chain.sweep_seconds, 0, 86_400)?;
         within("chain.blocks_per_step", self.chain.blocks_per_step, 1, 10_000)?;
         within("prover.concurrency", self.prover.concurrency as u64, 1, 64)?;
         within("prover.timeout_seconds", self.prover.timeout_seconds, 5, 86_400)?;

@@ -22,10 +22,12 @@ use crate::store::Store;
 use crate::tasks::{
     Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prove::Prove, scheduler::Scheduler,
 };
-use crate::tasks::{submitter::Submitter, worker::Worker};
+use crate::tasks::{submitter::Submitter, sweep, sweep::Sweep, worker::Worker};
 
 /// A part that reports less often than this is not ready.
 const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+/// As that, of one that asks for much in one turn.
+const SWEEP_AGE_MAX: Duration = Duration::from_secs(600);
 /// A step of the model that takes longer means a stuck device.
 const STEP_AGE_MAX: Duration = Duration::from_secs(60);
 /// Token streams and receipts served at once; further ones wait.
@@ -126,6 +128,17 @@ impl Node {
         let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
         let never = || watch::channel(0).1;
         self.drive(indexer, poll, heads.unwrap_or_else(never), &metrics);
+        match config.chain.sweep_seconds {
+            // What an earlier run doubted, none would ever clear.
+            0 => store.set_doubts(&Default::default()).await?,
+            seconds => {
+                self.health.expect(sweep::PART, SWEEP_AGE_MAX);
+                let (chain, store, health) = (chain.clone(), store.clone(), self.health.clone());
+                let every = Duration::from_secs(seconds);
+                let sweep = Sweep::new(chain, store, health, metrics.clone(), self.host, every);
+                self.drive(sweep, poll, never(), &metrics);
+            }
+        }
         let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
         let Some(host) = host else {
             self.tasks.spawn(converse(inbound, listener, None, metrics, self.p2p.clone(), self.stopping.subscribe()));

@@ -11,6 +11,7 @@ mod follow;
 pub mod key;
 mod prove;
 mod reach;
+mod record;
 mod send;
 
 use std::sync::Arc;

@@ -25,6 +25,8 @@ pub enum Fact {
     Beacon(BlockRef),
     /// Something this node finished.
     Work(Work),
+    /// The contracts say otherwise of it than its events, and how.
+    Doubted(String),
 }
 
 /// Something this node finished for a job; recorded once it is durable.
@@ -124,6 +126,8 @@ pub struct Job {
     pub proved: Option<Proved>,
     pub announced: bool,
     pub abandoned: Option<String>,
+    /// What the contracts say otherwise of it, while they do.
+    pub doubt: Option<String>,
 }
 
 /// See [`Work::Inferred`].
@@ -255,12 +259,14 @@ impl Job {
             proved: None,
             announced: false,
             abandoned: None,
+            doubt: None,
         }
     }
 
     fn apply(&mut self, fact: &Fact) -> Result<(), Conflict> {
         match fact {
             Fact::Work(work) => self.apply_work(work),
+            Fact::Doubted(what) => self.doubt = Some(what.clone()),
             Fact::Beacon(block) => {
                 self.beacon = Some(block.hash);
                 if self.terms.requires_proof {
@@ -385,6 +391,8 @@ impl Job {
         let expired = now >= self.terms.deadline;
         let untold = self.inferred.is_some() && !self.announced;
         match &self.state {
+            // Something was missed or made up: what follows from it is not to be acted on.
+            _ if self.doubt.is_some() => Next::Wait("what its events and the contracts both say"),
             _ if self.host().is_some_and(|host| host != us) => Next::Done(Outcome::Lost),
             State::Refunded { .. } => Next::Done(Outcome::Refunded),
             State::Released { .. } if untold => Next::Do(Duty::Announce),
@@ -562,6 +570,20 @@ mod tests {
         owes(&[posted(), claimed(US), abandoned()], EARLY, Done(Abandoned));
         owes(&[posted(), claimed(US), inferred()], DEADLINE, Done(Expired));
         owes(&[posted(), claimed(US), refunded()], DEADLINE, Done(Refunded));
+    }
+
+    #[test]
+    fn nothing_is_done_for_a_job_in_doubt() {
+        let way = [posted(), claimed(US), committed(), Fact::Beacon(DRAWS), completed(), due(), released()];
+        for known in 1..=way.len() {
+            for work in [vec![], vec![chosen(), inferred()], vec![chosen(), inferred(), proved(BEACON)]] {
+                let doubted = Fact::Doubted("its state is posted by the logs, claimed by the contract".into());
+                let facts = [&way[..known], &work, &[doubted]].concat();
+                for now in [EARLY, DEADLINE, LAPSES_AT] {
+                    owes(&facts, now, Wait("what its events and the contracts both say"));
+                }
+            }
+        }
     }
 
     #[test]

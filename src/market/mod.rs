@@ -11,6 +11,7 @@ pub mod offer;
 pub mod policy;
 pub mod poseidon;
 pub mod receipt;
+pub mod record;
 pub mod select;
 pub mod transcript;
 pub mod types;

@@ -410,7 +410,7 @@ async fn insert_logs(tx: &mut SqliteConnection, entries: &[Entry<'_>]) -> Result
 }
 
 /// Notes what is proven of blocks, over what was noted of them before.
-async fn cover(tx: &mut SqliteConnection, over: &[Coverage]) -> Result<()> {
+pub(super) async fn cover(tx: &mut SqliteConnection, over: &[Coverage]) -> Result<()> {
     let (Some(first), Some(last)) = (over.first(), over.last()) else { return Ok(()) };
     // With its neighbours, to be joined with them.
     let (from, to) = (first.from.saturating_sub(1) as i64, last.to as i64 + 1);

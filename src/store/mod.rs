@@ -4,6 +4,7 @@
 //! Rules of the tables stand in `migrations/`. One writer connection (`BEGIN IMMEDIATE`), a pool of readers, WAL.
 //! Commits are `synchronous = FULL`: each one may be what a transaction on the wire relies on.
 
+mod doubt;
 mod history;
 mod journal;
 mod projection;
@@ -28,6 +29,7 @@ use crate::market::gate::Ground;
 use crate::market::job::Job;
 use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
+pub use doubt::Census;
 pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline};
 pub use journal::{Correction, Extended, Rederived};
 pub use tx::{Attempt, Intent, IntentState, SignedIntent, TxOutcome};
@@ -206,11 +208,9 @@ impl Store {
 
     /// Returns every job that has not reached its end on chain, oldest first.
     pub async fn live_jobs(&self) -> Result<Vec<Job>> {
-        let ids: Vec<i64> =
-            sqlx::query_scalar("SELECT id FROM job WHERE state NOT IN ('released', 'refunded') ORDER BY id")
-                .fetch_all(&self.readers)
-                .await?;
-        self.jobs_by_id(ids).await
+        let mut reader = self.readers.acquire().await?;
+        let ids = live_ids(&mut reader).await?;
+        self.fold(&mut reader, &ids).await
     }
 
     /// Returns the jobs that ended on chain with this node's result and whose receipt is still unpublished.
@@ -222,10 +222,6 @@ impl Store {
         )
         .fetch_all(&self.readers)
         .await?;
-        self.jobs_by_id(ids).await
-    }
-
-    async fn jobs_by_id(&self, ids: Vec<i64>) -> Result<Vec<Job>> {
         let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
         self.fold(&mut *self.readers.acquire().await?, &ids).await
     }
@@ -244,6 +240,14 @@ pub struct Finality {
 /// Returns the wall clock, for leases and retries only: what the chain decides is measured in block time.
 pub fn clock() -> UnixSeconds {
     UnixSeconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+async fn live_ids(connection: &mut SqliteConnection) -> Result<Vec<JobId>> {
+    let ids: Vec<i64> =
+        sqlx::query_scalar("SELECT id FROM job WHERE state NOT IN ('released', 'refunded') ORDER BY id")
+            .fetch_all(connection)
+            .await?;
+    Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
 }
 
 async fn canonical_hash(connection: &mut SqliteConnection, number: u64) -> Result<Option<B256>> {

@@ -257,6 +257,80 @@ async fn what_was_told_wrong_is_corrected_when_it_is_proven() {
 }
 
 #[tokio::test]
+async fn a_census_is_of_one_block_and_names_what_is_missing() {
+    let (_file, store) = fresh().await;
+    assert_eq!(store.census(None).await.unwrap(), None);
+    let says: Vec<&[Says]> = vec![&[[TERMS, 4]], &[[TERMS, 5], [CLAIMED, 4]], &[[REFUNDED, 5]], &[[TERMS, 9]], &[]];
+    let blocks = chain(None, 0, &says);
+    extend(&store, &blocks).await.unwrap();
+    let census = store.census(Some(US)).await.unwrap().unwrap();
+    assert_eq!((census.at, census.newest), (blocks[4].0.block, JobId(9)));
+    assert_eq!(census.jobs, store.live_jobs().await.unwrap());
+    assert_eq!(census.jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [4, 9]);
+    assert_eq!(census.missing, [8, 7, 6, 3, 2, 1].map(JobId));
+    for (job, from) in [(9, 103), (8, 101), (5, 101), (4, 100), (3, 0)] {
+        assert_eq!(store.posted_from(JobId(job)).await.unwrap(), from, "job {job}");
+    }
+}
+
+#[tokio::test]
+async fn blocks_in_doubt_are_proven_again() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[TERMS, 1]], &[], &[[CLAIMED, 1]], &[], &[]]);
+    let mut told = range(&blocks);
+    let of = |from, to, level, reason: Option<&str>| Coverage::of(from, to, level, reason.map(Into::into));
+    use Level::{Claimed, Complete, Linked};
+    told.coverage = vec![
+        of(100, 101, Complete, None),
+        of(102, 102, Linked, Some("no receipts")),
+        of(103, 103, Complete, None),
+        of(104, 104, Claimed, Some("another hash")),
+    ];
+    store.extend(&told).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None);
+    assert_eq!(store.doubt(103, Linked).await.unwrap(), 1);
+    assert_eq!(store.newest_claimed().await.unwrap(), Some(of(104, 104, Claimed, None)));
+    assert_eq!(store.doubt(101, Linked).await.unwrap(), 2);
+    let coverage = async || store.coverage().await.unwrap();
+    assert_eq!(
+        coverage().await,
+        [
+            of(100, 101, Complete, None),
+            of(102, 102, Claimed, None),
+            of(103, 103, Complete, None),
+            of(104, 104, Claimed, None)
+        ]
+    );
+    assert_eq!(store.doubt(101, Complete).await.unwrap(), 4);
+    assert_eq!(coverage().await, [of(100, 100, Complete, None), of(101, 104, Claimed, None)]);
+    assert_eq!(store.doubt(105, Complete).await.unwrap(), 0);
+    while let Some(next) = store.newest_claimed().await.unwrap() {
+        let at = |number: u64| (number - 100) as usize;
+        let proven = range(&blocks[at(next.from)..=at(next.to + 1).min(4)]);
+        assert_eq!(store.confirm(&proven).await.unwrap(), []);
+    }
+    assert_eq!(coverage().await, [of(100, 104, Complete, None)]);
+}
+
+#[tokio::test]
+async fn a_job_in_doubt_is_nobodys_to_work_on() {
+    let (file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2]], &[[CLAIMED, 1]]])).await.unwrap();
+    let next = async |store: &Store, job: u64| store.job(JobId(job)).await.unwrap().unwrap().next(US, UnixSeconds(0));
+    assert_eq!(next(&store, 1).await, Next::Do(Duty::Infer));
+    let doubts = [(JobId(1), "its state is claimed by the logs, posted by the contract".to_owned())].into();
+    store.set_doubts(&doubts).await.unwrap();
+    assert_eq!(store.doubts().await.unwrap(), doubts);
+    assert!(matches!(next(&store, 1).await, Next::Wait(_)));
+    assert_eq!(next(&store, 2).await, Next::Do(Duty::Consider));
+    store.close().await;
+    let store = file.open().await;
+    assert!(matches!(next(&store, 1).await, Next::Wait(_)), "kept over a restart");
+    store.set_doubts(&Default::default()).await.unwrap();
+    assert_eq!(next(&store, 1).await, Next::Do(Duty::Infer));
+}
+
+#[tokio::test]
 async fn a_job_whose_logs_contradict_each_other_stops_no_other() {
     let (_file, store) = fresh().await;
     let blocks = chain(None, 0, &[&[[TERMS, 1], [TERMS, 2]], &[[COMPLETED, 1], [CLAIMED, 2]], &[[TERMS, 3]]]);

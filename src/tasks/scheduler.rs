@@ -59,7 +59,8 @@ impl Scheduler {
     async fn keep_slots(&self, jobs: &[Job], now: UnixSeconds) -> Result<()> {
         let reserved = self.store.reservations().await?;
         self.metrics.reservations.set(reserved.len() as i64);
-        for job in jobs {
+        // A job in doubt keeps what it has.
+        for job in jobs.iter().filter(|job| job.doubt.is_none()) {
             let ended = matches!(job.next(self.us, now), Next::Done(_));
             let ours = !ended && matches!(job.state, State::Claimed { .. } | State::Committed { .. });
             let hoping = !ended && job.state == State::Posted && !self.claim_failed(job).await?;

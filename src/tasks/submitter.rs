@@ -67,10 +67,14 @@ impl Task for Submitter {
         // One job or intent that cannot go on must not hold up the others: its error waits for the end of the pass.
         let mut failed = self.queue_duties().await?;
         let open = self.store.open_intents(self.signer.address()).await?;
+        let doubts = self.store.doubts().await?;
         self.metrics.open_transactions.set(open.len() as i64);
         let mut oldest = true;
         for intent in &open {
             let signed = intent.nonce.is_some();
+            if !signed && intent.job.is_some_and(|job| doubts.contains_key(&job)) {
+                continue;
+            }
             let stepped =
                 if signed { self.follow(intent, oldest).await } else { self.start(intent).await.map(|()| false) };
             oldest &= !signed || matches!(stepped, Ok(true));

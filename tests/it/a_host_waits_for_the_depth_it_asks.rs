@@ -44,7 +44,8 @@ async fn a_host_waits_for_the_depth_it_asks() -> Result<()> {
         world.mine().await?;
     }
     world.mine_waiting(1).await?;
-    let committed = until_job(&host, posted.job, "committed", |job| matches!(job.state, State::Committed { .. })).await?;
+    let committed =
+        until_job(&host, posted.job, "committed", |job| matches!(job.state, State::Committed { .. })).await?;
     assert!(committed.rests_on.number >= block + 6, "the commitment waits for the third block after the claim");
     world.flow();
     until_job(&host, posted.job, "paid", |job| matches!(job.state, State::Released { .. })).await?;

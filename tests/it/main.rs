@@ -6,6 +6,7 @@ mod a_job_given_up_is_taken_by_another;
 mod a_node_that_cannot_work_refuses_to_start;
 mod a_pause_meets_a_pending_claim;
 mod a_smart_account_rents;
+mod a_sweep_finds_what_no_log_told;
 mod an_endpoint_that_hides_logs_is_found_out;
 mod architecture;
 mod audit_finds_a_tampered_row;
