@@ -139,6 +139,7 @@ impl Node {
                 self.drive(sweep, poll, never(), &metrics);
             }
         }
+        self.watch_endpoints(&metrics);
         let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
         let Some(host) = host else {
             self.tasks.spawn(converse(inbound, listener, None, metrics, self.p2p.clone(), self.stopping.subscribe()));
@@ -243,6 +244,25 @@ impl Node {
             };
             tokio::select! {
                 () = run => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        });
+    }
+
+    /// Carries what was asked of the chain's endpoints to the metrics.
+    fn watch_endpoints(&mut self, metrics: &Metrics) {
+        let (chain, metrics, mut stopping) = (self.chain.clone(), metrics.clone(), self.stopping.subscribe());
+        self.tasks.spawn(async move {
+            let watch = async {
+                loop {
+                    for endpoint in chain.endpoints() {
+                        metrics.count_endpoint(endpoint.name, endpoint.requests, endpoint.failures);
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::select! {
+                () = watch => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
         });

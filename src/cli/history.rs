@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{Fault, Global, configuration, print_json};
-use crate::chain::Chain;
 use crate::config::Config;
 use crate::market::types::{Address, JobId, UnixSeconds};
 use crate::store::{Entry, Finality, JobFilter, Store};
@@ -39,8 +38,7 @@ pub async fn open(config: &Config) -> Result<Store> {
         path.exists(),
         Fault::Usage.of(anyhow::anyhow!("there is no database at {}: `fabstir index` makes one", path.display()))
     );
-    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts)?;
-    Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(chain.decoder())).await
+    Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(config.contracts.decoder())).await
 }
 
 /// Runs `fabstir jobs`.

@@ -2,7 +2,7 @@
 //!
 //! Never decides anything about a job.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -19,6 +19,9 @@ pub use super::INDEXER as PART;
 
 /// The most blocks whose logs are asked for at once on an endpoint's word.
 const CLAIMED_BLOCKS_MAX: u64 = 10_000;
+
+/// Stretches that are tried again at once.
+const DOUBTS_AT_ONCE: usize = 10;
 
 /// Which blocks are proven before they are stored; all others are stored on an endpoint's word first and proven afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -40,6 +43,8 @@ pub struct Settings {
     pub finality_depth: u64,
     /// The most blocks whose receipts are read in one step.
     pub blocks_per_step: u64,
+    /// How long blocks that could not be proven are let be before that is tried again.
+    pub doubt_again: Duration,
 }
 
 /// The task's edges.
@@ -49,6 +54,9 @@ pub struct Indexer {
     /// The one of the present step.
     chain: Chain,
     reach: Reach,
+    /// Ranges with blocks that could not be proven, to be tried again now, and when the next are.
+    doubts: Vec<Coverage>,
+    doubt_again: Instant,
     store: Store,
     health: Health,
     metrics: Metrics,
@@ -76,7 +84,8 @@ impl Indexer {
     /// Returns the task, which has not begun.
     pub fn new(chain: Chain, store: Store, health: Health, metrics: Metrics, settings: Settings) -> Self {
         let reach = Reach::new(CLAIMED_BLOCKS_MAX);
-        Self { pool: chain.clone(), chain, reach, store, health, metrics, settings }
+        let doubt_again = Instant::now() + settings.doubt_again;
+        Self { pool: chain.clone(), chain, reach, doubts: Vec::new(), doubt_again, store, health, metrics, settings }
     }
 
     async fn step(&mut self) -> Result<Pass> {
@@ -107,7 +116,7 @@ impl Indexer {
             {
                 self.claimed(from, last.block.number).await?
             }
-            _ => self.chain.range(from, head.block.number.min(from + self.settings.blocks_per_step - 1)).await?,
+            _ => self.proven(from, head.block.number.min(from + self.settings.blocks_per_step - 1)).await?,
         };
         let extended = self.store.extend(&range).await?;
         self.note(&range);
@@ -134,25 +143,23 @@ impl Indexer {
 
     /// Reads final blocks from `from` on at the endpoint's word, as many as it gives in one answer.
     async fn claimed(&mut self, from: u64, last: u64) -> Result<Range> {
-        let to = last.min(from + self.reach.blocks() - 1);
-        let (blocks, asked) = (to - from + 1, Instant::now());
-        match self.chain.claimed(from, to).await {
-            Ok(range) => {
-                self.reach.answered(blocks, range.logs.len(), asked.elapsed());
-                Ok(range)
-            }
-            Err(error) => {
-                let text = format!("{error:#}");
-                if self.reach.refused(blocks, &text) {
-                    tracing::info!(
-                        blocks,
-                        next = self.reach.blocks(),
-                        text,
-                        "the endpoint gives no logs of so many blocks"
-                    );
+        loop {
+            let to = last.min(from + self.reach.blocks() - 1);
+            let (blocks, asked) = (to - from + 1, Instant::now());
+            let error = match self.chain.claimed(from, to).await {
+                Ok(range) => {
+                    self.reach.answered(blocks, range.logs.len(), asked.elapsed());
+                    return Ok(range);
                 }
-                Err(error)
+                Err(error) => error,
+            };
+            let text = format!("{error:#}");
+            if !self.reach.refused(blocks, &text) {
+                // It gives none at all: what it has receipts of needs none.
+                let to = last.min(from + self.settings.blocks_per_step - 1);
+                return self.proven(from, to).await.map_err(|_| error);
             }
+            tracing::info!(blocks, next = self.reach.blocks(), text, "the endpoint gives no logs of so many blocks");
         }
     }
 
@@ -168,13 +175,20 @@ impl Indexer {
     }
 
     /// Reads some of the blocks again that are stored on an endpoint's word, newest first and those with logs before all others,
-    /// and proves them.
-    async fn confirm(&self) -> Result<Pass> {
-        let Some(claimed) = self.store.newest_claimed().await? else { return Ok(Pass::Idle) };
-        let from = claimed.from.max((claimed.to + 1).saturating_sub(self.settings.blocks_per_step));
+    /// and proves them; and now and then those that could not be proven.
+    async fn confirm(&mut self) -> Result<Pass> {
+        let claimed = self.store.newest_claimed().await?;
+        let (next, claimed) = match claimed {
+            Some(next) => (next, true),
+            None => match self.next_doubt().await? {
+                Some(next) => (next, false),
+                None => return Ok(Pass::Idle),
+            },
+        };
+        let from = next.from.max((next.to + 1).saturating_sub(self.settings.blocks_per_step));
         // And the block after, whose hash a commitment may wait for.
-        let newest = self.store.cursor().await?.map_or(claimed.to, |cursor| cursor.number);
-        let range = self.chain.range(from, newest.min(claimed.to + 1)).await?;
+        let newest = self.store.cursor().await?.map_or(next.to, |cursor| cursor.number);
+        let range = self.proven(from, newest.min(next.to + 1)).await?;
         for correction in self.store.confirm(&range).await? {
             self.metrics.corrected_blocks.inc();
             let Correction { block, logs_before, logs } = correction;
@@ -185,8 +199,59 @@ impl Indexer {
                 "an endpoint had told other logs of a block than are proven: corrected"
             );
         }
-        self.note(&range);
-        Ok(Pass::Again)
+        if claimed {
+            self.note(&range);
+            return Ok(Pass::Again);
+        }
+        if range.coverage.iter().all(|range| range.level.is_proven()) {
+            tracing::info!(from, to = next.to, "blocks that could not be proven are now");
+            // What hindered it is over, and perhaps for others too.
+            self.doubt_again = Instant::now();
+            if from > next.from {
+                self.doubts.push(Coverage { to: from - 1, ..next });
+            }
+        }
+        let more = !self.doubts.is_empty() || self.doubt_again <= Instant::now();
+        Ok(if more { Pass::Again } else { Pass::Idle })
+    }
+
+    /// Returns blocks that could not be proven before, when it is time to try them again: of each of the newest stretches the end.
+    async fn next_doubt(&mut self) -> Result<Option<Coverage>> {
+        if self.doubts.is_empty() && self.doubt_again <= Instant::now() {
+            self.doubt_again = Instant::now() + self.settings.doubt_again;
+            let mut doubts = self.store.coverage().await?;
+            doubts.retain(|range| !range.level.is_proven());
+            self.doubts = doubts.split_off(doubts.len().saturating_sub(DOUBTS_AT_ONCE));
+        }
+        Ok(self.doubts.pop())
+    }
+
+    /// Reads blocks and proves them; where this endpoint does not, at each other one that does.
+    async fn proven(&self, from: u64, to: u64) -> Result<Range> {
+        let whole = |range: &Range| range.coverage.iter().all(|range| range.level.is_proven());
+        let range = self.chain.range(from, to).await?;
+        if whole(&range) {
+            return Ok(range);
+        }
+        for other in self.pool.each().into_iter().filter(|other| other.name() != self.chain.name()) {
+            match other.range(from, to).await {
+                Ok(better) if whole(&better) && better.headers == range.headers => {
+                    let reason = range.coverage.iter().find_map(|range| range.reason.as_deref());
+                    tracing::error!(
+                        from,
+                        to,
+                        endpoint = self.chain.name(),
+                        reason,
+                        by = other.name(),
+                        "proven elsewhere"
+                    );
+                    return Ok(better);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "no better proof there"),
+            }
+        }
+        Ok(range)
     }
 
     /// Counts what is proven and says what is not.

@@ -12,7 +12,8 @@ use fabstir::tasks::sweep::PART;
 use serde_json::json;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
-use crate::world::{Proxy, WAIT_MAX, World, nothing_left, peer, transactions, until, until_job};
+use crate::faults::Proxy;
+use crate::world::{WAIT_MAX, World, nothing_left, peer, transactions, until, until_job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_an_endpoint_hides_everywhere_is_found_and_mended() -> Result<()> {

@@ -7,7 +7,8 @@ use fabstir::market::event::Level;
 use fabstir::market::job::State;
 use fabstir::market::types::Address;
 
-use crate::world::{Proxy, World, nothing_left, transactions, until, until_job};
+use crate::faults::Proxy;
+use crate::world::{World, nothing_left, transactions, until, until_job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_hides_logs_is_found_out() -> Result<()> {
