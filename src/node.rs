@@ -13,6 +13,7 @@ use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
 use crate::http::{self, Health, Kind, Metrics, Server};
+use crate::market::gate::Gates;
 use crate::market::policy::Policy;
 use crate::market::types::Address;
 use crate::p2p::{self, Inbound, P2p};
@@ -21,10 +22,12 @@ use crate::store::Store;
 use crate::tasks::{
     Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prove::Prove, scheduler::Scheduler,
 };
-use crate::tasks::{submitter::Submitter, worker::Worker};
+use crate::tasks::{submitter::Submitter, sweep, sweep::Sweep, worker::Worker};
 
 /// A part that reports less often than this is not ready.
 const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+/// As that, of one that asks for much in one turn.
+const SWEEP_AGE_MAX: Duration = Duration::from_secs(600);
 /// A step of the model that takes longer means a stuck device.
 const STEP_AGE_MAX: Duration = Duration::from_secs(60);
 /// Token streams and receipts served at once; further ones wait.
@@ -49,7 +52,7 @@ struct Host {
     engines: Arc<Vec<Engine>>,
     prover: Arc<Prover>,
     policy: Policy,
-    claims_unproven: bool,
+    gates: Gates,
     slots: u32,
     fee_cap_max: u128,
 }
@@ -125,6 +128,17 @@ impl Node {
         let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
         let never = || watch::channel(0).1;
         self.drive(indexer, poll, heads.unwrap_or_else(never), &metrics);
+        match config.chain.sweep_seconds {
+            // What an earlier run doubted, none would ever clear.
+            0 => store.set_doubts(&Default::default()).await?,
+            seconds => {
+                self.health.expect(sweep::PART, SWEEP_AGE_MAX);
+                let (chain, store, health) = (chain.clone(), store.clone(), self.health.clone());
+                let every = Duration::from_secs(seconds);
+                let sweep = Sweep::new(chain, store, health, metrics.clone(), self.host, every);
+                self.drive(sweep, poll, never(), &metrics);
+            }
+        }
         self.watch_endpoints(&metrics);
         let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
         let Some(host) = host else {
@@ -142,7 +156,6 @@ impl Node {
             metrics: metrics.clone(),
             policy: host.policy.clone(),
             us,
-            claims_unproven: host.claims_unproven,
             slots: host.slots,
             declined: Default::default(),
         };
@@ -175,9 +188,11 @@ impl Node {
             content: content.clone(),
             metrics: metrics.clone(),
             signer: host.signer.clone(),
+            gates: host.gates,
             fee_cap_max: host.fee_cap_max,
             sent: Default::default(),
             refused: Default::default(),
+            waiting: Default::default(),
         };
         self.drive(submitter, poll, store.changes(), &metrics);
         let announcer = gossip::Announcer {
@@ -384,11 +399,12 @@ impl Host {
             tokens_per_second: host.tokens_per_second,
             margin_seconds: host.margin_seconds,
             proves: true,
+            gate: host.gate.claim,
         };
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
-        let claims_unproven = host.claim_unproven;
-        Ok(Host { signer, engines, prover, policy, claims_unproven, slots, fee_cap_max: host.fee_cap_max_wei.into() })
+        let gates = host.gate;
+        Ok(Host { signer, engines, prover, policy, gates, slots, fee_cap_max: host.fee_cap_max_wei.into() })
     }
 }
 

@@ -12,6 +12,7 @@ mod follow;
 pub mod key;
 mod prove;
 mod reach;
+mod record;
 mod send;
 #[cfg(test)]
 mod tests;

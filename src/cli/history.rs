@@ -113,11 +113,11 @@ pub async fn status(global: &Global) -> Result<()> {
     let store = open(&configuration(global)?).await?;
     let (cursor, coverage) = (store.cursor().await?, store.coverage().await?);
     let (head, events) = store.journal_head().await?;
-    let finality = store.finality().await?;
+    let (finality, doubts) = (store.finality().await?, store.doubts().await?);
     if global.json {
         return print_json(&json!({
             "block": cursor.map(|cursor| cursor.number), "events": events, "journal_head": head, "coverage": coverage,
-            "final": finality,
+            "final": finality, "doubts": doubts,
         }));
     }
     let Some(cursor) = cursor else {
@@ -127,8 +127,13 @@ pub async fn status(global: &Global) -> Result<()> {
     println!("{events} events up to block {}, journal head {head}", cursor.number);
     match finality {
         None => println!("the chain has called no block final yet"),
-        Some(Finality { block, violated: None }) => println!("final up to block {}", block.number),
+        Some(Finality { block, safe, violated: None }) => {
+            println!("final up to block {}, safe up to block {safe}", block.number);
+        }
         Some(Finality { violated: Some(how), .. }) => println!("FINALITY VIOLATED: {how}"),
+    }
+    for (job, what) in doubts {
+        println!("IN DOUBT: job {job}: {what}");
     }
     for range in coverage {
         let reason = range.reason.map_or(String::new(), |reason| format!(": {reason}"));

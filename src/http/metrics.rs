@@ -33,6 +33,8 @@ pub struct Metrics {
     pub undecoded_logs: Counter,
     pub reorgs: Counter,
     pub corrected_blocks: Counter,
+    pub sweeps: Counter,
+    pub sweep_differences: Gauge,
     pub reservations: Gauge,
     pub open_transactions: Gauge,
     /// By kind of transaction.
@@ -66,6 +68,8 @@ impl Metrics {
             undecoded_logs: Counter::default(),
             reorgs: Counter::default(),
             corrected_blocks: Counter::default(),
+            sweeps: Counter::default(),
+            sweep_differences: Gauge::default(),
             reservations: Gauge::default(),
             open_transactions: Gauge::default(),
             transactions_sent: Family::default(),
@@ -96,6 +100,12 @@ impl Metrics {
             "corrected_blocks",
             "blocks whose logs an endpoint had told wrong, found out when they were proven",
             m.corrected_blocks.clone(),
+        );
+        registry.register("sweeps", "comparisons of the stored jobs with the contracts' own word", m.sweeps.clone());
+        registry.register(
+            "sweep_differences",
+            "jobs, and our registration, of which the contracts say otherwise than the stored logs",
+            m.sweep_differences.clone(),
         );
         registry.register("reservations", "engine slots reserved for jobs", m.reservations.clone());
         registry.register(

@@ -132,6 +132,9 @@ impl Indexer {
         let at = range.headers.last().map_or(from, |header| header.block.number);
         self.metrics.indexed_block.set(at as i64);
         if at == head.block.number {
+            if let Some(safe) = self.chain.safe().await? {
+                self.store.set_safe(safe.block).await?;
+            }
             self.health.well(PART);
         } else {
             self.health.ill(PART, format!("{} blocks behind", head.block.number - at));
@@ -271,7 +274,7 @@ impl Indexer {
 
     /// Fails while an endpoint contradicts what the chain called final; one that has the final block again ends that.
     async fn check_finality(&self) -> Result<()> {
-        let Some(Finality { block, violated: Some(how) }) = self.store.finality().await? else { return Ok(()) };
+        let Some(Finality { block, violated: Some(how), .. }) = self.store.finality().await? else { return Ok(()) };
         let again = self.chain.header(block.number).await?;
         ensure!(again.is_some_and(|header| header.block == block), "{how}");
         tracing::warn!(block = block.number, "the endpoint has the final block again");
