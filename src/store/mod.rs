@@ -4,9 +4,12 @@
 //! Rules of the tables stand in `migrations/`. One writer connection (`BEGIN IMMEDIATE`), a pool of readers, WAL.
 //! Commits are `synchronous = FULL`: each one may be what a transaction on the wire relies on.
 
+mod follow;
 mod history;
 mod journal;
 mod projection;
+mod snapshot;
+mod sql;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -27,8 +30,11 @@ use crate::market::event::{Event, RawLog};
 use crate::market::job::Job;
 use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
-pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline};
+pub use follow::{Follower, News};
+pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};
 pub use journal::{Correction, Extended, Rederived};
+pub use snapshot::{EventFilter, EventRow, NotStored, Snapshot};
+pub use sql::{Answer, Cell, schema, select};
 pub use tx::{Attempt, Intent, IntentState, SignedIntent, TxOutcome};
 pub use work::PeerReceipt;
 
@@ -135,10 +141,7 @@ impl Store {
 
     /// Returns the newest block known to be final.
     pub async fn finality(&self) -> Result<Option<Finality>> {
-        let row = sqlx::query("SELECT number, hash, violated FROM finality").fetch_optional(&self.readers).await?;
-        let Some(row) = row else { return Ok(None) };
-        let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? };
-        Ok(Some(Finality { block, violated: row.get(2) }))
+        finality(&mut *self.readers.acquire().await?).await
     }
 
     /// Notes that `block` is final, if it is stored as canonical and newer than the one noted before, and drops the headers below it
@@ -219,6 +222,13 @@ pub struct Finality {
 /// Returns the wall clock, for leases and retries only: what the chain decides is measured in block time.
 pub fn clock() -> UnixSeconds {
     UnixSeconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+async fn finality(connection: &mut SqliteConnection) -> Result<Option<Finality>> {
+    let row = sqlx::query("SELECT number, hash, violated FROM finality").fetch_optional(connection).await?;
+    let Some(row) = row else { return Ok(None) };
+    let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? };
+    Ok(Some(Finality { block, violated: row.get(2) }))
 }
 
 async fn canonical_hash(connection: &mut SqliteConnection, number: u64) -> Result<Option<B256>> {

@@ -6,6 +6,7 @@ mod a_node_that_cannot_work_refuses_to_start;
 mod a_pause_meets_a_pending_claim;
 mod a_smart_account_rents;
 mod an_endpoint_that_hides_logs_is_found_out;
+mod an_export_is_checked_by_anyone;
 mod architecture;
 mod audit_finds_a_tampered_row;
 mod claim_lost_to_a_rival;
