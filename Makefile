@@ -1,5 +1,5 @@
 # The project's commands. `make demo` shows a job from post to payment; `make test` runs every test.
-# Options: ARGS for the demo, FABSTIR_CACHE for where builds and downloads are kept between checkouts.
+# Options: ARGS for the demo and the benchmark, FABSTIR_CACHE for where builds and downloads are kept between checkouts.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
@@ -27,7 +27,7 @@ slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
 
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
-.PHONY: help demo test setup check fmt lint doc deny advisories abi clean
+.PHONY: help demo test bench-index faults setup check fmt lint doc deny advisories abi clean
 .PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands
@@ -38,6 +38,10 @@ demo: setup ## one job from post to payment on a local chain; ARGS="--keep --jso
 
 test: setup contracts-test ## every test: contracts, library, scenarios, containers (where an engine can be started)
 	@tools/engine.sh run cargo test --lib --test it
+
+bench-index: setup ## the indexer's CPU time, memory and latency on 200 000 events, as one JSON object; ARGS="--help" says more
+	@cargo build --release --quiet --bin fabstir
+	@cargo run --quiet --example bench_index -- $(ARGS)
 
 setup: ## install and build what the other commands need; says what is missing
 	@tools/setup.sh
@@ -81,6 +85,11 @@ gas: setup ## what a job costs in gas with real proofs, as one JSON object: alon
 	@mkdir -p .fabstir
 	@GAS_JSON=$(CURDIR)/.fabstir/gas.json cargo test --quiet --test it one_proof_completes_four_jobs >&2
 	@cat .fabstir/gas.json
+
+faults: setup ## what the indexer does when its endpoint lies, lags or breaks, as a table; FAULTS_KILLS=n, FAULTS_ONLY=words
+	@mkdir -p .fabstir && rm -f .fabstir/faults.txt
+	@FAULTS_REPORT=$(CURDIR)/.fabstir/faults.txt cargo test --quiet --test it faults::faults >&2 || failed=1; \
+	  cat .fabstir/faults.txt; exit $${failed:-0}
 
 abi: setup ## write abi/*.json from the contracts
 	npm --prefix contracts run --silent abi

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::chain::{self, Contracts, Endpoints};
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
-use crate::tasks::indexer::Prove;
+use crate::tasks::indexer::{Prove, Settings};
 
 /// Everything a node is told.
 #[derive(Debug, Clone, Deserialize)]
@@ -65,6 +65,9 @@ pub struct ChainConfig {
     #[serde(default = "default_finality_depth")]
     pub finality_depth: u64,
 }
+
+/// How long blocks that could not be proven are let be.
+const DOUBT_AGAIN: Duration = Duration::from_secs(60);
 
 impl ChainConfig {
     /// Returns how the chain is reached.
@@ -249,6 +252,14 @@ enum Kind {
     ApiPort,
     /// The first model's file.
     Model,
+}
+
+impl ChainConfig {
+    /// Returns what the indexer is told.
+    pub fn indexer(&self) -> Settings {
+        let ChainConfig { start_block, prove, finality_depth, blocks_per_step, .. } = *self;
+        Settings { start_block, prove, finality_depth, blocks_per_step, doubt_again: DOUBT_AGAIN }
+    }
 }
 
 impl Config {
@@ -447,6 +458,25 @@ mod tests {
         assert_eq!(config.chain.rpc_url, "https://rpc.example");
         assert_eq!(config.p2p.listen[1].to_string(), "/ip4/0.0.0.0/udp/4500/quic-v1");
         assert_eq!(config.http.listen.to_string(), "0.0.0.0:0");
+    }
+
+    #[test]
+    fn several_endpoints_are_told_apart_and_their_keys_not_told() {
+        let config = read(MINIMAL, &[("RPC_URLS", "https://a.example/key, http://b.example")]).unwrap();
+        let endpoints = config.chain.endpoints();
+        assert_eq!(endpoints.urls, ["http://127.0.0.1:8545", "https://a.example/key", "http://b.example"]);
+        assert_eq!((endpoints.requests_per_second, endpoints.timeout), (0, Duration::from_secs(20)));
+        for (name, value, entry) in [
+            ("RPC_URLS", "https://a.example, ftp://b.example/s3cr3t", "chain.rpc_urls[1] = ftp://b.example "),
+            ("RPC_URL", "b.example/s3cr3t", "chain.rpc_url = (no URL) "),
+            ("WS_URL", "http://b.example/s3cr3t", "chain.ws_url = http://b.example "),
+        ] {
+            let error = format!("{:#}", read(MINIMAL, &[(name, value)]).unwrap_err());
+            assert!(error.contains(entry) && !error.contains("s3cr3t"), "{error}");
+        }
+        assert!(
+            format!("{:#}", read("chain = 1", &[("RPC_URLS", "http://s3cr3t")]).unwrap_err()).contains("RPC_URLS=…")
+        );
     }
 
     #[test]

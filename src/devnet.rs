@@ -52,8 +52,16 @@ impl Devnet {
     /// # Errors
     /// If there is no anvil, with how to get it, or it does not come up.
     pub async fn start(contracts: &Path) -> Result<Self> {
+        Self::start_with(contracts, &[]).await
+    }
+
+    /// As [`Devnet::start`], with more of anvil's own options.
+    ///
+    /// # Errors
+    /// As [`Devnet::start`].
+    pub async fn start_with(contracts: &Path, options: &[&str]) -> Result<Self> {
         let mut command = Command::new(tool(contracts, "anvil"));
-        command.args(["--port", "0", "--hardfork", "prague"]);
+        command.args(["--port", "0", "--hardfork", "prague"]).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
         let mut anvil = command.spawn().with_context(|| format!("start anvil: {}", hint()))?;
         let mut lines = BufReader::new(anvil.stdout.take().context("anvil's output")?).lines();

@@ -120,19 +120,12 @@ impl Node {
     ) -> Result<()> {
         let poll = Duration::from_millis(config.chain.poll_ms);
         let (chain, store) = (self.chain.clone(), self.store.clone());
-        let indexer = Indexer {
-            chain: chain.clone(),
-            store: store.clone(),
-            health: self.health.clone(),
-            metrics: metrics.clone(),
-            start_block: config.chain.start_block,
-            blocks_per_step: config.chain.blocks_per_step,
-            prove: config.chain.prove,
-            finality_depth: config.chain.finality_depth,
-        };
+        let indexer =
+            Indexer::new(chain.clone(), store.clone(), self.health.clone(), metrics.clone(), config.chain.indexer());
         let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
         let never = || watch::channel(0).1;
         self.drive(indexer, poll, heads.unwrap_or_else(never), &metrics);
+        self.watch_endpoints(&metrics);
         let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
         let Some(host) = host else {
             self.tasks.spawn(converse(inbound, listener, None, metrics, self.p2p.clone(), self.stopping.subscribe()));
@@ -236,6 +229,25 @@ impl Node {
             };
             tokio::select! {
                 () = run => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        });
+    }
+
+    /// Carries what was asked of the chain's endpoints to the metrics.
+    fn watch_endpoints(&mut self, metrics: &Metrics) {
+        let (chain, metrics, mut stopping) = (self.chain.clone(), metrics.clone(), self.stopping.subscribe());
+        self.tasks.spawn(async move {
+            let watch = async {
+                loop {
+                    for endpoint in chain.endpoints() {
+                        metrics.count_endpoint(endpoint.name, endpoint.requests, endpoint.failures);
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::select! {
+                () = watch => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
         });

@@ -35,8 +35,10 @@ const HELD_MAX: Duration = Duration::from_secs(600);
 const LACKING_MAX: Duration = Duration::from_secs(600);
 /// Parts of one batch under way at once, where an endpoint takes no batch as long.
 const PARTS_AT_ONCE: usize = 8;
-/// Bytes of an answer that are repeated in an error.
-const EXCERPT_BYTES: usize = 300;
+/// Of an answer that is none, what is repeated in an error.
+const EXCERPT_CHARS: usize = 300;
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a chain is reached.
 #[derive(Clone)]
@@ -178,10 +180,13 @@ impl tower::Service<RequestPacket> for Route {
 }
 
 impl Pool {
+    /// Takes each endpoint once, in the order named; nothing is asked yet.
+    ///
     /// # Errors
     /// If there is no endpoint, or one is not an HTTP URL.
     pub fn new(endpoints: &Endpoints, chain: u64, pace: Pace) -> Result<Self> {
-        let http = reqwest::Client::builder().timeout(endpoints.timeout).build().context("build the HTTP client")?;
+        let http = reqwest::Client::builder().timeout(endpoints.timeout).connect_timeout(CONNECT_TIMEOUT);
+        let http = http.build().context("build the HTTP client")?;
         let mut all: Vec<Endpoint> = Vec::new();
         for url in &endpoints.urls {
             let parsed: Url = url.parse().context("an RPC endpoint is not a URL")?;
@@ -213,7 +218,12 @@ impl Pool {
             });
         }
         ensure!(!all.is_empty(), "no RPC endpoint is named");
-        Ok(Self { endpoints: all, current: AtomicUsize::new(0), pace, next_probe: Mutex::new(Instant::now()) })
+        Ok(Self {
+            endpoints: all,
+            current: AtomicUsize::new(0),
+            pace,
+            next_probe: Mutex::new(Instant::now() + pace.probe),
+        })
     }
 
     /// Returns how many endpoints there are: at least one.
@@ -242,7 +252,8 @@ impl Pool {
         let best = (0..ranks.len()).min_by_key(|place| ranks[*place]).unwrap_or(current);
         let ((rank, latency), (_, best_latency)) = (ranks[current], ranks[best]);
         // Unknown latencies are the longest, and no reason to leave.
-        let slower = latency != Duration::MAX && latency > best_latency * 2 + Duration::from_millis(10);
+        let clearly = best_latency.saturating_mul(2).saturating_add(Duration::from_millis(10));
+        let slower = latency != Duration::MAX && latency > clearly;
         if rank == ranks[best].0 && !slower {
             return current;
         }
@@ -307,7 +318,7 @@ enum Rank {
     Poor,
     /// It is behind the others.
     Behind,
-    /// It failed, and backs off until then.
+    /// It failed, last then: where all did, they take turns.
     Failed(Instant),
     /// It said not to be asked before then.
     Held(Instant),
@@ -343,7 +354,8 @@ struct State {
     verified: bool,
     /// Failures since the last answer.
     failures: u32,
-    /// End of the back-off, while it has failed.
+    /// The last of them, and the end of the back-off.
+    failed_at: Instant,
     back_at: Instant,
     /// Not to be asked before, as it said.
     held_until: Option<Instant>,
@@ -383,6 +395,7 @@ impl State {
         Self {
             verified: false,
             failures: 0,
+            failed_at: Instant::now(),
             back_at: Instant::now(),
             held_until: None,
             latency: None,
@@ -417,7 +430,7 @@ impl Endpoint {
         let state = self.state();
         let rank = match (state.held_until, &state.abilities[Ability::BlockReceipts as usize]) {
             (Some(until), _) if now < until => Rank::Held(until),
-            _ if state.failures > 0 => Rank::Failed(state.back_at),
+            _ if state.failures > 0 => Rank::Failed(state.failed_at),
             _ if state.lag > LAG_MAX => Rank::Behind,
             (_, Some(Err(_))) => Rank::Poor,
             _ => Rank::Well,
@@ -475,6 +488,7 @@ impl Endpoint {
         let now = Instant::now();
         let mut state = self.state();
         state.verified = false;
+        state.failed_at = now;
         let first = state.failures == 0;
         // Calls that were under way together fail together: that counts once.
         if state.failures == 0 || now >= state.back_at {
@@ -544,7 +558,13 @@ impl Endpoint {
         let unreadable = |error: serde_json::Error| self.failure(Cause::Failed, format!("{method}: {error}"));
         self.bucket.take(1);
         let call = Request::new(method, Id::Number(0), [(); 0]).serialize().map_err(unreadable)?;
-        let Reply::Answers(ResponsePacket::Single(Response { payload, .. })) = self.send(&[call], false).await? else {
+        // Who refuses the simplest request refuses all.
+        let ill = |failure: Failure| match failure.cause {
+            Cause::Call => Failure { cause: Cause::Failed, ..failure },
+            _ => failure,
+        };
+        let reply = self.send(&[call], false).await.map_err(ill)?;
+        let Reply::Answers(ResponsePacket::Single(Response { payload, .. })) = reply else {
             return Err(self.failure(Cause::Failed, format!("{method}: not one answer")));
         };
         match payload {
@@ -627,7 +647,11 @@ impl Endpoint {
 
     /// Posts one call or a batch, when the rate allows it.
     async fn post(&self, calls: &[SerializedRequest], batch: bool) -> Result<Reply, Failure> {
-        tokio::time::sleep(self.bucket.take(calls.len())).await;
+        let wait = self.bucket.take(calls.len());
+        // Even no sleep lasts until the timer's next millisecond.
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         self.send(calls, batch).await
     }
 
@@ -636,11 +660,8 @@ impl Endpoint {
         let body = if batch { serde_json::to_vec(calls) } else { serde_json::to_vec(&calls[0]) };
         let body = body.map_err(|error| self.failure(Cause::Call, error))?;
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let broken = |error: reqwest::Error| {
-            self.failure(Cause::Failed, format!("{:#}", anyhow::Error::new(error.without_url())))
-        };
         let request = self.http.post(self.url.clone()).header(CONTENT_TYPE, "application/json").body(body);
-        let response = request.send().await.map_err(broken)?;
+        let response = request.send().await.map_err(|error| self.broken(error))?;
         let (status, wait) = (response.status(), retry_after(response.headers()));
         let body = self.read(response).await?;
         let answer = match serde_json::from_slice::<ResponsePacket>(&body) {
@@ -652,16 +673,11 @@ impl Endpoint {
             }
             Err(_) => return self.refused(status, wait, self.excerpt(&body), batch),
         };
-        let error = answer.as_error();
-        if let Some(error) = error
-            && (status == StatusCode::TOO_MANY_REQUESTS || says_too_often(error))
-        {
+        let too_often = |error: &&ErrorPayload| status == StatusCode::TOO_MANY_REQUESTS || says_too_often(error);
+        if let Some(error) = answer.iter_errors().find(too_often) {
             return Err(self.failure(Cause::Limited(wait), format!("asked too often: {}", error.message)));
         }
-        match (&answer, error) {
-            (ResponsePacket::Single(_), Some(error)) if batch && !status.is_server_error() => {
-                Ok(Reply::NoBatch(error.message.to_string()))
-            }
+        match (&answer, answer.as_error()) {
             (_, Some(error)) if status.is_server_error() && !is_about_the_call(error) => {
                 self.refused(status, wait, error.message.to_string(), batch)
             }
@@ -685,24 +701,15 @@ impl Endpoint {
             return Ok(Reply::NoBatch(text));
         }
         let limited = status == StatusCode::TOO_MANY_REQUESTS || (status.is_server_error() && wait.is_some());
-        Err(self.failure(
-            match () {
-                () if limited => Cause::Limited(wait),
-                () if of_the_request => Cause::Call,
-                () => Cause::Failed,
-            },
-            what,
-        ))
+        let of_the_call = if of_the_request { Cause::Call } else { Cause::Failed };
+        Err(self.failure(if limited { Cause::Limited(wait) } else { of_the_call }, what))
     }
 
     async fn read(&self, mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
         let max = self.pace.answer_max_bytes;
         let told = response.content_length().unwrap_or(0).min(max as u64);
         let mut body = Vec::with_capacity(told as usize);
-        let broken = |error: reqwest::Error| {
-            self.failure(Cause::Failed, format!("{:#}", anyhow::Error::new(error.without_url())))
-        };
-        while let Some(piece) = response.chunk().await.map_err(broken)? {
+        while let Some(piece) = response.chunk().await.map_err(|error| self.broken(error))? {
             if body.len() + piece.len() > max {
                 return Err(self.failure(Cause::Failed, format!("the answer is too large: over {max} bytes")));
             }
@@ -711,11 +718,15 @@ impl Endpoint {
         Ok(body)
     }
 
+    fn broken(&self, error: reqwest::Error) -> Failure {
+        self.failure(Cause::Failed, format!("{:#}", anyhow::Error::new(error.without_url())))
+    }
+
     /// Returns the start of a text that an endpoint sent, on one line and without what is secret.
     fn excerpt(&self, body: &[u8]) -> String {
-        let text = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_BYTES)]);
-        let text: Vec<&str> = text.split_whitespace().collect();
-        self.without_secret(&text.join(" "))
+        // Cut after the secrets are out: half a key would stay.
+        let text = self.without_secret(&String::from_utf8_lossy(&body[..body.len().min(16 * EXCERPT_CHARS)]));
+        text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(EXCERPT_CHARS).collect()
     }
 
     fn without_secret(&self, text: &str) -> String {
@@ -801,10 +812,10 @@ fn says_too_often(error: &ErrorPayload) -> bool {
     error.code == 429 || (!of_the_call && WORDS.iter().any(|words| text.contains(words)))
 }
 
-/// Returns whether an error that came with an HTTP 5xx is the answer to the call all the same: one of the request's form, or a
-/// revert, which have codes of their own; providers number their own refusals from 1.
+/// Returns whether an error that came with an HTTP 5xx is the answer to the call all the same: of the request's form, a revert, or
+/// dRPC's refusal of a range.
 fn is_about_the_call(error: &ErrorPayload) -> bool {
-    matches!(error.code, -32602..=-32600 | 1..=99)
+    matches!(error.code, -32602..=-32600 | 3 | 35)
 }
 
 /// Returns how many calls to put into a batch after one of `calls` was refused: what the text names, half where it speaks of a
@@ -864,4 +875,78 @@ impl Bucket {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics while holding the lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_of_calls_is_free_and_the_rest_waits_its_turn() {
+        let bucket = Bucket::new(10);
+        assert_eq!(bucket.take(4) + bucket.take(5), Duration::ZERO);
+        let waits = [bucket.take(11), bucket.take(50), bucket.take(1)].map(|wait| wait.as_secs_f32());
+        // Of which what passed meanwhile is off.
+        for (wait, most) in waits.into_iter().zip([1.0, 6.0, 6.1]) {
+            assert!(wait <= most && wait > most - 0.9, "{waits:?}");
+        }
+        assert_eq!(Bucket::new(0).take(1_000_000), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_best_is_kept_until_another_is_clearly_better() {
+        let urls = ["http://a.example/1", "http://a.example/2", "http://c.example", "http://a.example/1"];
+        let endpoints = Endpoints { urls: urls.map(str::to_owned).to_vec(), ..Endpoints::from("") };
+        let pool = Pool::new(&endpoints, 1, Pace::default()).unwrap();
+        assert_eq!(pool.name(None), "http://a.example, http://a.example (2), http://c.example");
+        let with = |place: usize, change: &dyn Fn(&mut State)| {
+            change(&mut pool.endpoints[place].state());
+            pool.best()
+        };
+        let millis = |millis| Some(Duration::from_millis(millis));
+        let fail = |state: &mut State| (state.failures, state.failed_at) = (1, Instant::now());
+        // The first, until more is known than of it.
+        assert_eq!(with(1, &|state| state.latency = millis(5)), 0);
+        assert_eq!(with(0, &|state| state.latency = millis(19)), 0);
+        assert_eq!(with(0, &|state| state.latency = millis(21)), 1);
+        assert_eq!(with(0, &|state| state.latency = millis(1)), 1);
+        assert_eq!(with(1, &|state| state.lag = LAG_MAX + 1), 0);
+        // Unknown is better than failed, and behind is.
+        assert_eq!(with(0, &fail), 2);
+        assert_eq!(with(2, &fail), 1);
+        let error = ErrorPayload { code: -32601, message: "".into(), data: None };
+        let poor = |state: &mut State| state.abilities[0] = Some(Err((Instant::now(), error.clone())));
+        assert_eq!(with(0, &|state| (state.failures, state.latency) = (0, None)), 0);
+        assert_eq!(with(0, &poor), 0, "proofs matter less than the newest blocks");
+        assert_eq!(with(1, &|state| state.lag = LAG_MAX), 1);
+        // Where all failed they take turns, but for who said not to.
+        assert_eq!((with(1, &fail), with(0, &fail), with(2, &fail)), (0, 2, 1));
+        let hold = |state: &mut State| state.held_until = Some(Instant::now() + Duration::from_secs(600));
+        assert_eq!((with(1, &hold), with(0, &hold), with(2, &hold)), (0, 2, 1));
+    }
+
+    #[test]
+    fn a_wait_is_told_in_seconds_or_as_a_date() {
+        let told = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]));
+        assert_eq!(told("120"), Some(Duration::from_secs(120)));
+        assert_eq!(told("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        assert!(told("Mon, 21 Oct 2115 07:28:00 GMT").is_some_and(|wait| wait > HELD_MAX));
+        assert_eq!((told("soon"), retry_after(&HeaderMap::new())), (None, None));
+    }
+
+    #[test]
+    fn batches_shrink_to_what_is_named() {
+        assert_eq!(fewer_calls("maximum 10 calls in 1 batch", 50), 10);
+        assert_eq!(fewer_calls("Batch of more than 3 requests are not allowed on free tier", 50), 3);
+        assert_eq!(fewer_calls("batch too large", 50), 25);
+        assert_eq!(fewer_calls("Invalid Request", 50), 1);
+        assert_eq!(fewer_calls("maximum 0 calls", 1), 1);
+    }
+
+    #[test]
+    fn of_a_url_the_host_is_shown() {
+        assert_eq!(shown("https://user:key@rpc.example:8545/v2/key?k=key"), "https://rpc.example:8545");
+        assert_eq!(shown("wss://rpc.example/key"), "wss://rpc.example");
+        assert_eq!(shown("rpc/key"), "(no URL)");
+    }
 }

@@ -8,8 +8,10 @@ use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::{Address, B256};
 use alloy::providers::{Provider, ProviderBuilder, WsConnect};
 use alloy::rpc::types::{Block, Filter, Log};
+use alloy::transports::TransportResult;
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{Chain, decode, prove};
@@ -72,24 +74,19 @@ impl Chain {
             );
         }
         let ours = self.contracts.indexed();
-        let may_have = |block: &&Block| !prove::excludes(&block.header.logs_bloom(), &ours);
-        let wanted: Vec<B256> = blocks.iter().filter(may_have).map(|block| block.header.hash).collect();
-        let mut receipts = self.receipts(&wanted).await.with_context(what)?;
         let mut range = Range::default();
+        let may_have: Vec<&Block> =
+            blocks.iter().filter(|block| !prove::excludes(&block.header.logs_bloom(), &ours)).collect();
+        let mut batches = may_have.chunks(RECEIPTS_PER_BATCH);
+        let mut receipts = HashMap::new();
         for block in &blocks {
             let header = header(block);
-            let proven = match unlinked(block) {
-                Some(reason) => Err((Level::Claimed, reason)),
-                None if prove::excludes(&block.header.logs_bloom(), &ours) => Ok((Level::Absent, Vec::new())),
-                None => {
-                    let receipts = receipts.remove(&header.block.hash).context("an answer for each block")?;
-                    receipts
-                        .and_then(|all| prove::logs(header.block, block.header.receipts_root(), &all, &ours))
-                        .map(|logs| (Level::Complete, logs))
-                        .map_err(|error| (Level::Linked, format!("{error:#}")))
-                }
-            };
-            let (level, reason, logs) = match proven {
+            if !prove::excludes(&block.header.logs_bloom(), &ours) && !receipts.contains_key(&header.block.hash) {
+                // One batch at a time: receipts are much larger than what is kept of them.
+                receipts = self.receipts(batches.next().unwrap_or_default()).await.with_context(what)?;
+            }
+            let receipts = receipts.remove(&header.block.hash);
+            let (level, reason, logs) = match judged(&block.header, receipts, &ours) {
                 Ok((level, logs)) => (level, None, logs),
                 Err((level, reason)) => {
                     (level, Some(reason), self.claimed_logs(header.block, &ours).await.with_context(what)?)
@@ -149,28 +146,51 @@ impl Chain {
     ///
     /// # Errors
     /// If the endpoint does not answer.
-    async fn receipts(&self, blocks: &[B256]) -> Result<HashMap<B256, Result<Vec<prove::Receipt>>>> {
+    async fn receipts(&self, blocks: &[&Block]) -> Result<HashMap<B256, Result<Vec<prove::Receipt>>>> {
+        let mut batch = self.client.new_batch();
+        let calls = blocks
+            .iter()
+            .map(|block| {
+                let hash = block.header.hash;
+                let call = batch.add_call::<_, Option<Vec<prove::Receipt>>>("eth_getBlockReceipts", &(hash,))?;
+                Ok((hash, call))
+            })
+            .collect::<TransportResult<Vec<_>>>()?;
+        batch.send().await?;
         let mut receipts = HashMap::with_capacity(blocks.len());
-        for blocks in blocks.chunks(RECEIPTS_PER_BATCH) {
-            let mut batch = self.client.new_batch();
-            let calls = blocks
-                .iter()
-                .map(|block| batch.add_call::<_, Option<Vec<prove::Receipt>>>("eth_getBlockReceipts", &(block,)))
-                .collect::<Result<Vec<_>, _>>()?;
-            batch.send().await?;
-            for (block, call) in blocks.iter().zip(calls) {
-                let answer = match call.await {
-                    Ok(Some(all)) => Ok(all),
-                    Ok(None) => Err(anyhow::anyhow!("the endpoint has no receipts of the block")),
-                    Err(error) if error.is_error_resp() || error.is_deser_error() => {
-                        Err(anyhow::Error::new(error).context("read the block's receipts"))
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                receipts.insert(*block, answer);
-            }
+        for (block, call) in calls {
+            let answer = match call.await {
+                Ok(Some(all)) => Ok(all),
+                Ok(None) => Err(anyhow::anyhow!("the endpoint has no receipts of the block")),
+                Err(error) if error.is_error_resp() || error.is_deser_error() => {
+                    Err(anyhow::Error::new(error).context("read the block's receipts"))
+                }
+                Err(error) => return Err(error.into()),
+            };
+            receipts.insert(block, answer);
         }
         Ok(receipts)
+    }
+
+    /// Returns blocks `from..=to` with all that proves which logs they have, for a bundle.
+    ///
+    /// # Errors
+    /// If the endpoint fails, lacks a block, or has no receipts of one that may have logs of ours.
+    pub(super) async fn evidence(&self, from: u64, to: u64) -> Result<Vec<Evidence>> {
+        let blocks = self.blocks(from..=to).await?;
+        let ours = self.contracts.indexed();
+        let may_have: Vec<&Block> =
+            blocks.iter().filter(|block| !prove::excludes(&block.header.logs_bloom(), &ours)).collect();
+        let mut receipts = HashMap::new();
+        for blocks in may_have.chunks(RECEIPTS_PER_BATCH) {
+            receipts.extend(self.receipts(blocks).await?);
+        }
+        let evidence = |block: Block| {
+            let receipts = receipts.remove(&block.header.hash).transpose();
+            let receipts = receipts.with_context(|| format!("block {}", block.header.number))?;
+            Ok(Evidence { header: block.header, receipts })
+        };
+        blocks.into_iter().map(evidence).collect()
     }
 
     /// Returns the blocks of those numbers.
@@ -245,18 +265,42 @@ async fn forward_heads(endpoint: &str, wake: &watch::Sender<u64>) -> Result<()> 
 }
 
 fn header(block: &Block) -> Header {
+    told(&block.header)
+}
+
+/// Returns of a header what we keep.
+pub(super) fn told(header: &alloy::rpc::types::Header) -> Header {
     Header {
-        block: BlockRef { number: block.header.number(), hash: block.header.hash },
-        parent: block.header.parent_hash(),
-        time: UnixSeconds(block.header.timestamp()),
+        block: BlockRef { number: header.number(), hash: header.hash },
+        parent: header.parent_hash(),
+        time: UnixSeconds(header.timestamp()),
     }
 }
 
-/// Returns why a header does not prove its block: its hash is not that of what it says.
-fn unlinked(block: &Block) -> Option<String> {
-    let computed = block.header.inner.hash_slow();
-    (computed != block.header.hash)
-        .then(|| format!("the header's hash is {computed}, the endpoint says {}", block.header.hash))
+/// A block's header, and its receipts where its bloom does not leave our contracts out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Evidence {
+    pub header: alloy::rpc::types::Header,
+    pub receipts: Option<Vec<prove::Receipt>>,
+}
+
+/// Returns how much is proven of a block and its logs, or why not more.
+pub(super) fn judged(
+    header: &alloy::rpc::types::Header,
+    receipts: Option<Result<Vec<prove::Receipt>>>,
+    ours: &[Address],
+) -> Result<(Level, Vec<RawLog>), (Level, String)> {
+    let computed = header.inner.hash_slow();
+    if computed != header.hash {
+        return Err((Level::Claimed, format!("the header's hash is {computed}, the endpoint says {}", header.hash)));
+    }
+    if prove::excludes(&header.logs_bloom(), ours) {
+        return Ok((Level::Absent, Vec::new()));
+    }
+    let linked = |error: anyhow::Error| (Level::Linked, format!("{error:#}"));
+    let receipts = receipts.context("its receipts are missing").and_then(|receipts| receipts).map_err(linked)?;
+    let logs = prove::logs(told(header).block, header.receipts_root(), &receipts, ours).map_err(linked)?;
+    Ok((Level::Complete, logs))
 }
 
 pub(super) fn raw_log(log: Log) -> Result<RawLog> {

@@ -4,6 +4,7 @@
 //! what to read or send, and whether to believe it, is for its callers.
 
 mod abi;
+mod bundle;
 pub mod call;
 mod decode;
 mod endpoint;
@@ -12,17 +13,22 @@ pub mod key;
 mod prove;
 mod reach;
 mod send;
+#[cfg(test)]
+mod tests;
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use alloy::eips::BlockId;
+use alloy::eips::{BlockId, BlockNumberOrTag};
 use alloy::network::Ethereum;
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, B256, Bytes, U64, U256};
 use alloy::providers::{Provider, RootProvider};
 use alloy::rpc::client::RpcClient;
 use alloy::rpc::types::{TransactionInput, TransactionReceipt, TransactionRequest};
 use alloy::sol_types::SolCall;
 use anyhow::{Context, Result, ensure};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::market::event::RawLog;
@@ -30,6 +36,7 @@ use crate::market::policy::Standing;
 use crate::market::types::{JobId, UnixSeconds};
 use endpoint::{Pace, Pool, Route};
 
+pub use bundle::Bundle;
 pub use endpoint::{EndpointState, Endpoints, Failure, shown};
 pub use reach::Reach;
 pub use send::{Fees, Mined, Sent, Signer};
@@ -57,6 +64,12 @@ impl Contracts {
         let mut indexed: Vec<Address> = self.named().into_iter().map(|(_, address)| address).collect();
         indexed.retain(|address| *address != self.governance_token);
         indexed
+    }
+
+    /// Returns the reader of these contracts' logs, for a store.
+    pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
+        let contracts = *self;
+        move |log| decode::event(&contracts, log)
     }
 
     /// Returns the `[contracts]` section of a configuration.
@@ -88,6 +101,30 @@ pub struct Escrowed {
     pub amount: U256,
     /// The fee that will be taken of it, in hundredths of a percent; fixed when the job was posted.
     pub fee_bps: u16,
+}
+
+/// What one endpoint showed when it was looked at.
+#[derive(Debug, Clone)]
+pub struct Examined {
+    pub name: String,
+    pub latency: Duration,
+    /// Its newest block, and those it calls final and safe.
+    pub head: u64,
+    pub finalized: Option<u64>,
+    pub safe: Option<u64>,
+    /// Whether it answers batches, and has the receipts that prove a block's logs.
+    pub batches: bool,
+    pub block_receipts: bool,
+}
+
+impl fmt::Display for Examined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, latency, head, finalized, safe, batches, block_receipts } = self;
+        let number = |block: &Option<u64>| block.map_or("none".into(), |number| number.to_string());
+        let has = |has: &bool| if *has { "" } else { "no " };
+        write!(f, "{name}: head at block {head}, finalized {}, safe {}, ", number(finalized), number(safe))?;
+        write!(f, "{} ms, {}batches, {}block receipts", latency.as_millis(), has(batches), has(block_receipts))
+    }
 }
 
 /// A connection to the endpoints of one chain, for one set of contracts. Clones share it.
@@ -153,6 +190,40 @@ impl Chain {
     /// Returns what each endpoint has shown of itself.
     pub fn endpoints(&self) -> Vec<EndpointState> {
         self.pool.states()
+    }
+
+    /// Looks what the one endpoint of a [`Chain::steady`] or [`Chain::each`] can do.
+    ///
+    /// # Errors
+    /// If it fails or serves another chain.
+    pub async fn examine(&self) -> Result<Examined> {
+        let head = self.head().await?;
+        let asked = Instant::now();
+        self.provider.get_block_number().await.context("read the newest block's number")?;
+        let latency = asked.elapsed();
+        let mut batch = self.client.new_batch();
+        let calls = [(); 2].map(|()| batch.add_call::<_, U64>("eth_blockNumber", &[(); 0]));
+        batch.send().await.context("send a batch")?;
+        for call in calls {
+            call?.await.context("send a batch")?;
+        }
+        let receipts = self.client.request::<_, IgnoredAny>("eth_getBlockReceipts", (head.block.hash,)).await;
+        let mut tagged = [None; 2];
+        for (number, tag) in tagged.iter_mut().zip([BlockNumberOrTag::Finalized, BlockNumberOrTag::Safe]) {
+            let block = self.provider.get_block_by_number(tag).await.ok().flatten();
+            *number = block.map(|block| block.header.number);
+        }
+        let states = self.pool.states();
+        let state = states.get(self.pinned.unwrap_or_default()).context("an endpoint")?;
+        Ok(Examined {
+            name: self.endpoint.clone(),
+            latency,
+            head: head.block.number,
+            batches: state.batch_max.is_none(),
+            block_receipts: receipts.is_ok(),
+            finalized: tagged[0],
+            safe: tagged[1],
+        })
     }
 
     /// Returns the scheme and host of what is asked.
@@ -317,8 +388,7 @@ impl Chain {
 
     /// Returns the reader of this connection's logs, for the store.
     pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
-        let contracts = self.contracts;
-        move |log| decode::event(&contracts, log)
+        self.contracts.decoder()
     }
 }
 

@@ -12,7 +12,7 @@ use alloy::consensus::proofs::ordered_trie_root_with_encoder;
 use alloy::primitives::{Address, B256, Bloom, BloomInput, Bytes, Log, LogData, U64};
 use alloy::rlp::{BufMut, Encodable, Header as RlpHeader};
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::market::event::RawLog;
 use crate::market::types::BlockRef;
@@ -21,7 +21,7 @@ use crate::market::types::BlockRef;
 const DEPOSIT: u64 = 0x7e;
 
 /// A receipt as an endpoint gives it, as far as the trie holds it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
     #[serde(default, rename = "type")]
@@ -39,7 +39,7 @@ pub struct Receipt {
     deposit_receipt_version: Option<U64>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ReceiptLog {
     address: Address,

@@ -1,6 +1,7 @@
 //! `fabstir audit`, `fabstir config`, `fabstir doctor` and `fabstir prover`: is all as it should be?
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -9,19 +10,49 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Fault, Global, configuration, decimal, history, print_json, run};
-use crate::audit;
-use crate::chain::{Chain, key};
+use crate::audit::Source;
+use crate::chain::{Bundle, Chain, key};
 use crate::config::Config;
 use crate::market::types::Address;
 use crate::node;
 use crate::prover::{self, Prover};
-use crate::store::Finality;
+use crate::store::{Finality, Store};
 
 #[derive(Debug, clap::Args)]
 pub struct AuditArguments {
-    /// Ask this endpoint instead of the configured one.
+    /// Ask this endpoint instead of the configured ones.
     #[arg(long, value_name = "URL")]
     rpc: Option<String>,
+    /// Ask this one too, hold the two against each other and say which of them lies.
+    #[arg(long, value_name = "URL", conflicts_with = "bundle")]
+    rpc2: Option<String>,
+    /// Read the chain from a file that `fabstir bundle` wrote, and ask nobody.
+    #[arg(long, value_name = "FILE", conflicts_with = "rpc")]
+    bundle: Option<PathBuf>,
+    /// Audit this database instead of the configured one; it is only read.
+    #[arg(long, value_name = "FILE", conflicts_with = "repair")]
+    database: Option<PathBuf>,
+    /// First block; the first stored, or the bundle's, by default.
+    #[arg(long, value_name = "BLOCK")]
+    from: Option<u64>,
+    /// Last block; the newest stored, or the bundle's, by default.
+    #[arg(long, value_name = "BLOCK")]
+    to: Option<u64>,
+    /// Correct what differs, as far as the chain proves it, and audit again.
+    #[arg(long)]
+    repair: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct BundleArguments {
+    /// The file to write.
+    file: PathBuf,
+    /// First block; `chain.start_block` by default.
+    #[arg(long, value_name = "BLOCK")]
+    from: Option<u64>,
+    /// Last block; the newest final one by default.
+    #[arg(long, value_name = "BLOCK")]
+    to: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,36 +83,102 @@ pub async fn audit(global: &Global, arguments: &AuditArguments) -> Result<()> {
         config.chain.rpc_url.clone_from(url);
         config.chain.rpc_urls.clear();
     }
-    let store = history::open(&config).await?;
-    let chain = run::connect(&config).await?;
+    if arguments.repair {
+        super::refuse_while_running(&config)?;
+    }
+    let store = match &arguments.database {
+        None => history::open(&config).await?,
+        Some(file) => {
+            let decode = Arc::new(config.contracts.decoder());
+            let marketplace = config.contracts.job_marketplace;
+            let opened = Store::open_to_read(file, config.chain.id, marketplace, decode).await;
+            opened.map_err(|error| Fault::Usage.of(error))?
+        }
+    };
     let bar = run::progress("blocks");
-    let report = audit::run(&store, &chain, |done, all| {
+    let progress = |done, all| {
         bar.set_length(all);
         bar.set_position(done);
-    })
-    .await
-    .map_err(|error| Fault::Endpoint.of(error))?;
+    };
+    let endpoint = |error| Fault::Endpoint.of(error);
+    let (from, to) = (arguments.from, arguments.to);
+    let mut report = source(&config, arguments).await?.audit(&store, from, to, progress).await.map_err(endpoint)?;
+    if arguments.repair && report.divergences_found > 0 {
+        report.divergences.iter().for_each(|what| tracing::warn!("repairing: {what}"));
+        let corrected = source(&config, arguments).await?.repair(&store, from, to, progress).await.map_err(endpoint)?;
+        tracing::warn!(blocks = corrected, "repaired: auditing again");
+        report = source(&config, arguments).await?.audit(&store, from, to, progress).await.map_err(endpoint)?;
+    }
     bar.finish_and_clear();
     if global.json {
         print_json(&report)?;
     } else {
         println!("blocks {} to {}: {} events, {} jobs", report.from, report.to, report.events, report.jobs);
-        println!("{} of {} blocks proven, journal head {}", report.proven, report.blocks, report.journal_head);
+        println!("{} of {} blocks proven", report.proven, report.blocks);
+        println!("journal head {}", report.journal_head);
+        println!("projection root {}", report.projection_root);
         if let Some(reason) = &report.unproven {
             println!("not proven, the endpoint's word was taken: {reason}");
         }
+        report.divergences.iter().for_each(|what| println!("differs: {what}"));
+        report.lies.iter().for_each(|what| println!("endpoint: {what}"));
     }
     if let Some(Finality { violated: Some(how), .. }) = store.finality().await? {
         bail!(Fault::Finality.of(anyhow::anyhow!("finality is violated: {how}")));
     }
-    let Some(first) = report.divergences.first() else {
-        if !global.json {
-            println!("the database says what the chain says");
+    if let Some(first) = report.divergences.first() {
+        let more = report.divergences_found - 1;
+        bail!(Fault::Divergence.of(anyhow::anyhow!("the database differs from the chain: {first} (and {more} more)")));
+    }
+    if let Some(first) = report.lies.first() {
+        bail!(Fault::Endpoint.of(anyhow::anyhow!("the database says what the chain says, but {first}")));
+    }
+    if !global.json {
+        println!("the database says what the chain says");
+    }
+    Ok(())
+}
+
+/// Returns what the database is held against.
+async fn source(config: &Config, arguments: &AuditArguments) -> Result<Source> {
+    if let Some(file) = &arguments.bundle {
+        let bundle = Bundle::open(file, config.chain.id, config.contracts).map_err(|error| Fault::Usage.of(error))?;
+        return Ok(Source::Bundle(bundle));
+    }
+    let chain = run::connect(config).await?;
+    let Some(url) = &arguments.rpc2 else { return Ok(Source::Chain(chain)) };
+    let mut second = config.clone();
+    second.chain.rpc_url.clone_from(url);
+    second.chain.rpc_urls.clear();
+    Ok(Source::Both(chain.steady(), run::connect(&second).await?))
+}
+
+/// Runs `fabstir bundle`.
+pub async fn bundle(global: &Global, arguments: &BundleArguments) -> Result<()> {
+    let config = configuration(global)?;
+    let chain = run::connect(&config).await?.steady();
+    let last = match arguments.to {
+        Some(to) => to,
+        None => {
+            chain
+                .finalized()
+                .await?
+                .context("the chain calls no block final: name the last block with --to")?
+                .block
+                .number
         }
-        return Ok(());
     };
-    let more = report.divergences.len() - 1;
-    bail!(Fault::Divergence.of(anyhow::anyhow!("the database differs from the chain: {first} (and {more} more)")))
+    let first = arguments.from.unwrap_or(config.chain.start_block);
+    let bar = run::progress("blocks");
+    bar.set_length((last + 1).saturating_sub(first));
+    let written = chain.bundle(&arguments.file, first, last, |done| bar.set_position(done)).await;
+    bar.finish_and_clear();
+    let end = written.map_err(|error| Fault::Endpoint.of(error))?;
+    if global.json {
+        return print_json(&json!({ "file": arguments.file, "from": first, "to": last, "hash": end.hash }));
+    }
+    println!("blocks {first} to {last} in {}: who believes {} needs nobody else", arguments.file.display(), end.hash);
+    Ok(())
 }
 
 /// Runs `fabstir config check`.
@@ -140,7 +237,9 @@ pub async fn doctor(global: &Global) -> Result<()> {
             note("configuration", Ok(global.config.display().to_string()));
             let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts);
             if let Ok(chain) = &chain {
-                note("endpoint", endpoint(chain).await);
+                for one in chain.each() {
+                    note("endpoint", one.examine().await.map(|found| found.to_string()));
+                }
                 note("contracts", chain.check().await.map(|()| format!("code at all of them on chain {}", chain.id())));
             }
             if let (Some(host), Ok(chain)) = (&config.host, &chain) {
@@ -177,11 +276,6 @@ pub async fn doctor(global: &Global) -> Result<()> {
         bail!(Fault::Usage.of(anyhow::anyhow!("not everything a node needs is there")));
     }
     Ok(())
-}
-
-async fn endpoint(chain: &Chain) -> Result<String> {
-    let head = chain.head().await?;
-    Ok(format!("head at block {}", head.block.number))
 }
 
 async fn stake(chain: &Chain, host: Address) -> Result<String> {

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{Fault, Global, configuration, plain, print_json, say};
-use crate::chain::Chain;
 use crate::config::Config;
 use crate::market::job::Work;
 use crate::market::types::{Address, B256, JobId, UnixSeconds};
@@ -60,8 +59,7 @@ pub fn existing(config: &Config) -> Result<PathBuf> {
 /// Opens the configured database, which must exist; the endpoint is not asked.
 pub async fn open(config: &Config) -> Result<Store> {
     let path = existing(config)?;
-    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts)?;
-    Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(chain.decoder())).await
+    Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(config.contracts.decoder())).await
 }
 
 /// Returns the stored chain as of a block, or the newest; one that is not stored is the user's error.

@@ -1,6 +1,7 @@
 //! The command line: one file per command. Commands print; they never decide.
 //!
-//! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 the chain's endpoint, 4 an audit found a divergence.
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 the chain's endpoint, 4 an audit found a divergence, 5 the chain took back
+//! what it called final.
 
 mod ask;
 mod check;
@@ -30,7 +31,7 @@ use crate::config::Config;
 #[command(after_help = "Start with `fabstir demo`, which shows one job from post to payment on a local chain.\n\
     As a host: `fabstir key new`, fund the account, `fabstir register`, `fabstir doctor`, `fabstir run`.\n\
     As an auditor: `fabstir index --once`, `fabstir audit`, `fabstir export`, `fabstir verify-export`.\n\
-    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 endpoint, 4 divergence.")]
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 endpoint, 4 divergence, 5 finality.")]
 struct Arguments {
     #[command(flatten)]
     global: Global,
@@ -81,6 +82,8 @@ enum Command {
     Receipts,
     /// Read the chain again and compare it with the database. Exit code 4 where they differ.
     Audit(check::AuditArguments),
+    /// Write a stretch of the chain to a file, with all that proves which logs there are, for an audit that asks nobody.
+    Bundle(check::BundleArguments),
     /// Find a host, post a job, stream its answer and check what was signed.
     Post(ask::PostArguments),
     /// Take the money of an expired job back to its renter.
@@ -161,11 +164,13 @@ pub async fn main() -> ExitCode {
         Err(error) => {
             let fault = error.downcast_ref::<Fault>().copied();
             // The kind is for the code alone: the causes say it better.
-            let causes: Vec<String> = error
+            let mut causes: Vec<String> = error
                 .chain()
                 .map(ToString::to_string)
                 .filter(|text| fault.is_none_or(|fault| *text != fault.to_string()))
                 .collect();
+            // An endpoint's failure comes wrapped in errors that only repeat it.
+            causes.dedup();
             eprintln!("fabstir: {}", causes.join(": "));
             ExitCode::from(fault.map_or(1, Fault::code))
         }
@@ -187,6 +192,7 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Rederive => history::rederive(global).await,
         Command::Receipts => history::receipts(global).await,
         Command::Audit(arguments) => check::audit(global, &arguments).await,
+        Command::Bundle(arguments) => check::bundle(global, &arguments).await,
         Command::Post(arguments) => ask::post(global, &arguments).await,
         Command::Refund(arguments) => ask::refund(global, &arguments).await,
         Command::Cancel(arguments) => ask::cancel(global, &arguments).await,

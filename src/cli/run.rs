@@ -72,24 +72,16 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
     let chain = connect(&config).await?;
     let marketplace = config.contracts.job_marketplace;
     let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
-    let mut indexer = Indexer {
-        chain: chain.clone(),
-        store: store.clone(),
-        health: Health::default(),
-        metrics: Metrics::new(),
-        start_block: config.chain.start_block,
-        blocks_per_step: config.chain.blocks_per_step,
-        prove: config.chain.prove,
-        finality_depth: config.chain.finality_depth,
-    };
+    let metrics = Metrics::new();
+    let mut indexer = Indexer::new(chain, store.clone(), Health::default(), metrics.clone(), config.chain.indexer());
     let bar = progress("blocks");
     let follow = async {
         loop {
             let passed = indexer.pass().await;
             let at = store.cursor().await?.map_or(0, |cursor| cursor.number);
-            bar.set_length(indexer.metrics.head_block.get() as u64);
+            bar.set_length(metrics.head_block.get() as u64);
             bar.set_position(at);
-            let at_head = at >= indexer.metrics.head_block.get() as u64;
+            let at_head = at >= metrics.head_block.get() as u64;
             match passed {
                 Ok(Pass::Again) if arguments.unproven && at_head => return anyhow::Ok(()),
                 Ok(Pass::Again) => continue,

@@ -243,8 +243,8 @@ pub fn job(job: &Job) -> Values {
         hex(row.renter),
         row.host.map(hex),
         row.model,
-        terms.input.clone(),
-        u64::from(terms.max_tokens),
+        row.input,
+        u64::from(row.max_tokens),
         u64::from(terms.temperature_milli),
         u64::from(terms.seed),
         hex(row.token),
@@ -253,7 +253,7 @@ pub fn job(job: &Job) -> Values {
         row.tokens.map(u64::from),
         row.output,
         row.deadline.0,
-        u64::from(terms.requires_proof),
+        u64::from(row.requires_proof),
         row.posted_block,
     ]
 }

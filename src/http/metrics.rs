@@ -1,7 +1,7 @@
 //! What the node counts, in Prometheus' text format.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
@@ -15,6 +15,12 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Kind {
     pub kind: String,
+}
+
+/// One label: which of the chain's endpoints, by scheme and host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Endpoint {
+    endpoint: String,
 }
 
 /// The node's counts and gauges. Clones share them.
@@ -42,6 +48,8 @@ pub struct Metrics {
     /// By task.
     pub failures: Family<Kind, Counter>,
     pub peers: Gauge,
+    rpc_requests: Family<Endpoint, Counter>,
+    rpc_failures: Family<Endpoint, Counter>,
     registry: Arc<Registry>,
 }
 
@@ -69,6 +77,8 @@ impl Metrics {
             receipts: Family::default(),
             failures: Family::default(),
             peers: Gauge::default(),
+            rpc_requests: Family::default(),
+            rpc_failures: Family::default(),
             registry: Arc::default(),
         };
         let m = &metrics;
@@ -111,8 +121,17 @@ impl Metrics {
         registry.register("receipts", "receipts that reached this node, by verdict", m.receipts.clone());
         registry.register("failures", "passes that failed, by task", m.failures.clone());
         registry.register("peers", "connected peers", m.peers.clone());
+        registry.register("rpc_requests", "HTTP requests to each of the chain's endpoints", m.rpc_requests.clone());
+        registry.register("rpc_failures", "calls that an endpoint gave no answer to", m.rpc_failures.clone());
         metrics.registry = Arc::new(registry);
         metrics
+    }
+
+    /// Sets what was counted of one endpoint since the start.
+    pub fn count_endpoint(&self, name: String, requests: u64, failures: u64) {
+        let label = Endpoint { endpoint: name };
+        self.rpc_requests.get_or_create(&label).inner().store(requests, Ordering::Relaxed);
+        self.rpc_failures.get_or_create(&label).inner().store(failures, Ordering::Relaxed);
     }
 
     /// Returns all of them in Prometheus' text format.

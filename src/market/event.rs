@@ -67,6 +67,25 @@ pub struct Range {
     pub logs: Vec<RawLog>,
 }
 
+/// One block of a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block<'a> {
+    pub coverage: Coverage,
+    pub logs: &'a [RawLog],
+}
+
+impl Range {
+    /// Returns what the range says of one of its blocks; of any other, that nothing is known of it.
+    pub fn at(&self, number: u64) -> Block<'_> {
+        let covers = |range: &&Coverage| range.from <= number && number <= range.to;
+        let found = self.coverage.iter().find(covers);
+        let (level, reason) = found.map_or((Level::Claimed, None), |range| (range.level, range.reason.clone()));
+        let first = self.logs.partition_point(|log| log.block.number < number);
+        let last = self.logs.partition_point(|log| log.block.number <= number);
+        Block { coverage: Coverage::of_block(number, level, reason), logs: &self.logs[first..last] }
+    }
+}
+
 /// A log of one of our contracts, byte for byte as the chain has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawLog {

@@ -1,8 +1,9 @@
 //! Read-only views for people: lists of jobs, one job's timeline, and the rows an audit compares.
 
+use alloy::primitives::keccak256;
 use anyhow::{Context, Result};
 use serde::Serialize;
-use sqlx::{Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
 use super::{SqliteRow, Store, address, amount, hash, raw_log};
 use crate::market::coverage::{Coverage, Proof};
@@ -28,6 +29,9 @@ pub struct JobRow {
     pub renter: Address,
     pub host: Option<Address>,
     pub model: String,
+    /// Text of the content id of the prompt, as the renter wrote it.
+    pub input: String,
+    pub max_tokens: u32,
     pub token: Address,
     /// In the smallest unit of `token`.
     #[serde(serialize_with = "types::decimal")]
@@ -38,6 +42,7 @@ pub struct JobRow {
     pub tokens: Option<u32>,
     pub output: Option<String>,
     pub deadline: UnixSeconds,
+    pub requires_proof: bool,
     pub posted_block: u64,
 }
 
@@ -180,10 +185,10 @@ pub struct LogRow {
 impl Store {
     /// Returns the jobs that match, newest first.
     pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRow>> {
-        let rows = sqlx::query(
-            "SELECT id, state, renter, host, model, token, payment, paid, tokens, output, deadline, posted_block FROM job
-             WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR host = ?2) ORDER BY id DESC LIMIT ?3",
-        )
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {} FROM job WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR host = ?2) ORDER BY id DESC LIMIT ?3",
+            JobRow::COLUMNS
+        )))
         .bind(&filter.state)
         .bind(filter.host.map(|host| host.to_vec()))
         .bind(i64::from(filter.limit))
@@ -295,15 +300,39 @@ impl JobRow {
             renter: job.terms.renter,
             host: job.host(),
             model: job.terms.model.clone(),
+            input: job.terms.input.clone(),
+            max_tokens: job.terms.max_tokens,
             token: job.terms.token,
             payment: job.terms.payment,
             paid,
             tokens,
             output,
-            // The table's integers have a sign.
-            deadline: job.terms.deadline.min(UnixSeconds(i64::MAX as u64)),
+            // As far as the table's integers go.
+            deadline: UnixSeconds(job.terms.deadline.0.min(i64::MAX as u64)),
+            requires_proof: job.terms.requires_proof,
             posted_block: job.posted.number,
         }
+    }
+
+    /// Its columns, in the order in which they are read and written.
+    pub(super) const COLUMNS: &str =
+        "id, state, renter, host, model, input, max_tokens, token, payment, deadline, requires_proof,
+        posted_block, tokens, output, paid";
+
+    /// Returns the digest of the row: `keccak256` of its columns as JSON.
+    pub(super) fn digest(&self) -> B256 {
+        keccak256(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// Names the first column that differs from what the chain says.
+    pub(super) fn differs_from(&self, folded: &JobRow) -> Result<String> {
+        let (row, folded) = (serde_json::to_value(self)?, serde_json::to_value(folded)?);
+        let columns = row.as_object().context("a row is an object")?;
+        let column = columns.iter().find(|(name, value)| folded[name.as_str()] != **value);
+        Ok(column.map_or_else(
+            || "no column differs".into(),
+            |(name, value)| format!("column {name} is {value}, the chain says {}", folded[name.as_str()]),
+        ))
     }
 }
 
@@ -458,19 +487,23 @@ pub(super) fn coverage(row: &SqliteRow) -> Result<Coverage> {
     })
 }
 
-fn job_row(row: &SqliteRow) -> Result<JobRow> {
+/// Reads [`JobRow::COLUMNS`].
+pub(super) fn job_row(row: &SqliteRow) -> Result<JobRow> {
     Ok(JobRow {
         id: JobId(row.get::<i64, _>(0) as u64),
         state: row.get(1),
         renter: address(row, 2)?,
         host: if row.get::<Option<&[u8]>, _>(3).is_some() { Some(address(row, 3)?) } else { None },
         model: row.get(4),
-        token: address(row, 5)?,
-        payment: amount(row, 6)?,
-        paid: if row.get::<Option<&str>, _>(7).is_some() { Some(amount(row, 7)?) } else { None },
-        tokens: row.get::<Option<i64>, _>(8).map(|tokens| tokens as u32),
-        output: row.get(9),
-        deadline: UnixSeconds(row.get::<i64, _>(10) as u64),
+        input: row.get(5),
+        max_tokens: row.get::<i64, _>(6) as u32,
+        token: address(row, 7)?,
+        payment: amount(row, 8)?,
+        deadline: UnixSeconds(row.get::<i64, _>(9) as u64),
+        requires_proof: row.get(10),
         posted_block: row.get::<i64, _>(11) as u64,
+        tokens: row.get::<Option<i64>, _>(12).map(|tokens| tokens as u32),
+        output: row.get(13),
+        paid: if row.get::<Option<&str>, _>(14).is_some() { Some(amount(row, 14)?) } else { None },
     })
 }

@@ -114,7 +114,7 @@ impl Store {
     /// # Errors
     /// If the range is not all stored, or its final block is another: then nothing is changed.
     pub async fn confirm(&self, range: &Range) -> Result<Vec<Correction>> {
-        let Range { headers, coverage, logs } = range;
+        let Range { headers, coverage, .. } = range;
         let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(Vec::new()) };
         let (from, to) = (first.block.number, last.block.number);
         let cursor = self.cursor().await?.context("nothing is stored yet")?;
@@ -128,19 +128,21 @@ impl Store {
         let mut jobs = BTreeSet::new();
         for header in headers {
             let number = header.block.number;
-            if !coverage.iter().any(|range| range.level.is_proven() && range.from <= number && number <= range.to) {
+            let proven = range.at(number);
+            if !proven.coverage.level.is_proven() {
                 continue;
             }
-            let old: Vec<_> = mine.iter().filter(|row| row.log.block.number == number).collect();
-            let new: Vec<&RawLog> = logs.iter().filter(|log| log.block.number == number).collect();
+            let first = mine.partition_point(|row| row.log.block.number < number);
+            let old = &mine[first..mine.partition_point(|row| row.log.block.number <= number)];
+            let new = proven.logs;
             let here = stored.get(&number);
             // The hash of the block after a commitment draws the positions to open.
-            let draws = logs.iter().any(|log| log.block.number + 1 == number);
+            let draws = !range.at(number.saturating_sub(1)).logs.is_empty();
             if here.is_none() && draws && new.is_empty() {
                 insert_blocks(&mut tx, &[*header]).await?;
             }
             let same_block = here.map_or(new.is_empty(), |stored| stored == header);
-            if same_block && old.iter().map(|row| &row.log).eq(new.iter().copied()) {
+            if same_block && old.iter().map(|row| &row.log).eq(new) {
                 continue;
             }
             let known = cursor.number == number && cursor.hash != header.block.hash;
@@ -153,7 +155,7 @@ impl Store {
                 .await?;
             let block = insert_blocks(&mut tx, &[*header]).await?[&number];
             let mut entries = Vec::with_capacity(new.len());
-            for &log in &new {
+            for log in new {
                 let event = (self.decode)(log);
                 let (kind, job) = event.map_or((None, None), |event| (Some(event.name()), event.job()));
                 jobs.extend(job);
@@ -280,6 +282,11 @@ impl Store {
         tx.commit().await?;
         self.wake();
         Ok(jobs.len())
+    }
+
+    /// Returns the journal's link of the last canonical log below block `number`.
+    pub async fn link_before(&self, number: u64) -> Result<B256> {
+        link_before(&mut *self.readers.acquire().await?, number).await
     }
 
     /// Returns the head of the journal's hash chain and the number of canonical logs behind it.

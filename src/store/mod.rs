@@ -4,6 +4,7 @@
 //! Rules of the tables stand in `migrations/`. One writer connection (`BEGIN IMMEDIATE`), a pool of readers, WAL.
 //! Commits are `synchronous = FULL`: each one may be what a transaction on the wire relies on.
 
+mod check;
 mod follow;
 mod history;
 mod journal;
@@ -30,6 +31,7 @@ use crate::market::event::{Event, RawLog};
 use crate::market::job::Job;
 use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
+pub use check::Checked;
 pub use follow::{Follower, News};
 pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};
 pub use journal::{Correction, Extended, Rederived};
@@ -37,6 +39,9 @@ pub use snapshot::{EventFilter, EventRow, NotStored, Snapshot};
 pub use sql::{Answer, Cell, schema, select};
 pub use tx::{Attempt, Intent, IntentState, SignedIntent, TxOutcome};
 pub use work::PeerReceipt;
+
+/// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
+const ROWS_WAITING: usize = 2000;
 
 /// Reads the event in a log; an error leaves the log in the journal, raw.
 pub type Decode = Arc<dyn Fn(&RawLog) -> Result<Event> + Send + Sync>;
@@ -66,8 +71,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            // Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
-            .row_buffer_size(2000)
+            .row_buffer_size(ROWS_WAITING)
             .busy_timeout(Duration::from_secs(10));
         let at = || format!("open database {}", path.display());
         let writer =
@@ -79,13 +83,37 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens a file for reading only, as an auditor does with another's: nothing of it is changed, not even its format.
+    ///
+    /// # Errors
+    /// If the file is missing, was made by another version of this program, or belongs to another chain or marketplace.
+    pub async fn open_to_read(path: &Path, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Self> {
+        let at = || format!("open database {}", path.display());
+        let options = SqliteConnectOptions::new().filename(path).read_only(true).row_buffer_size(ROWS_WAITING);
+        let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.with_context(at)?;
+        let newest: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations")
+            .fetch_one(&readers)
+            .await
+            .with_context(at)?;
+        let mine = sqlx::migrate!().iter().map(|migration| migration.version).max();
+        ensure!(newest == mine, "{}: its format is {newest:?}, this program reads {mine:?}", at());
+        let changed = watch::Sender::new(0);
+        let store = Self { writer: readers.clone(), readers, decode, chain_id, changed };
+        store.belongs_to(marketplace).await.with_context(at)?;
+        Ok(store)
+    }
+
     async fn identify(&self, marketplace: Address) -> Result<()> {
         sqlx::query("INSERT INTO identity VALUES (1, ?, ?) ON CONFLICT DO NOTHING")
             .bind(self.chain_id as i64)
             .bind(marketplace.as_slice())
             .execute(&self.writer)
             .await?;
-        let row = sqlx::query("SELECT chain_id, marketplace FROM identity").fetch_one(&self.writer).await?;
+        self.belongs_to(marketplace).await
+    }
+
+    async fn belongs_to(&self, marketplace: Address) -> Result<()> {
+        let row = sqlx::query("SELECT chain_id, marketplace FROM identity").fetch_one(&self.readers).await?;
         let (chain, contract) = (row.get::<i64, _>(0) as u64, address(&row, 1)?);
         ensure!(
             (chain, contract) == (self.chain_id, marketplace),
@@ -94,6 +122,19 @@ impl Store {
             self.chain_id
         );
         Ok(())
+    }
+
+    /// Returns the chain the file belongs to.
+    pub fn chain_id(&self) -> u64 {
+        self.chain_id
+    }
+
+    /// Reads the event in a log, as it is read when it is stored.
+    ///
+    /// # Errors
+    /// If it cannot be read: then the log stays in the journal, raw.
+    pub fn read(&self, log: &RawLog) -> Result<Event> {
+        (self.decode)(log)
     }
 
     /// Returns a receiver that is woken after every change. It carries no data: look at the store.
@@ -250,7 +291,9 @@ fn address(row: &SqliteRow, column: usize) -> Result<Address> {
 }
 
 fn amount(row: &SqliteRow, column: usize) -> Result<U256> {
-    U256::from_str(row.get::<&str, _>(column)).context("a stored amount is not a number")
+    let text: &str = row.get(column);
+    let amount = U256::from_str(text).ok().filter(|amount| amount.to_string() == text);
+    amount.with_context(|| format!("a stored amount is {text:?}, not a plain number"))
 }
 
 /// Reads the columns `block number, block hash, log_index, tx_hash, address, topics, data`.

@@ -137,18 +137,14 @@ async fn canonical_hashes(connection: &mut SqliteConnection, numbers: &[u64]) ->
 async fn write_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<Vec<JobId>> {
     let mut changed = Vec::new();
     for jobs in jobs.chunks(ROWS_PER_STATEMENT) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO job (id, state, renter, host, model, input, max_tokens, token, payment, deadline, requires_proof,
-                              posted_block, tokens, output, paid) ",
-        );
+        let mut query = QueryBuilder::<Sqlite>::new(format!("INSERT INTO job ({}) ", JobRow::COLUMNS));
         query.push_values(jobs, |mut values, job| {
-            let (row, terms) = (JobRow::of(job), &job.terms);
-            values.push_bind(job.id.0 as i64).push_bind(job.state.name()).push_bind(terms.renter.to_vec());
-            values.push_bind(row.host.map(|host| host.to_vec())).push_bind(row.model).push_bind(terms.input.clone());
-            values.push_bind(i64::from(terms.max_tokens)).push_bind(terms.token.to_vec());
-            values.push_bind(terms.payment.to_string());
-            values.push_bind(i64::try_from(terms.deadline.0).unwrap_or(i64::MAX)).push_bind(terms.requires_proof);
-            values.push_bind(job.posted.number as i64).push_bind(row.tokens.map(i64::from)).push_bind(row.output);
+            let row = JobRow::of(job);
+            values.push_bind(row.id.0 as i64).push_bind(row.state).push_bind(row.renter.to_vec());
+            values.push_bind(row.host.map(|host| host.to_vec())).push_bind(row.model).push_bind(row.input);
+            values.push_bind(i64::from(row.max_tokens)).push_bind(row.token.to_vec());
+            values.push_bind(row.payment.to_string()).push_bind(row.deadline.0 as i64).push_bind(row.requires_proof);
+            values.push_bind(row.posted_block as i64).push_bind(row.tokens.map(i64::from)).push_bind(row.output);
             values.push_bind(row.paid.map(|amount| amount.to_string()));
         });
         query.push(

@@ -2,11 +2,13 @@
 //!
 //! Never decides anything about a job.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::{Pass, Task};
-use crate::chain::Chain;
+use crate::chain::{Chain, Reach};
 use crate::http::{Health, Kind, Metrics};
 use crate::market::coverage::Coverage;
 use crate::market::event::{Header, Range};
@@ -14,6 +16,12 @@ use crate::market::types::BlockRef;
 use crate::store::{Correction, Finality, Store};
 
 pub use super::INDEXER as PART;
+
+/// The most blocks whose logs are asked for at once on an endpoint's word.
+const CLAIMED_BLOCKS_MAX: u64 = 10_000;
+
+/// Stretches that are tried again at once.
+const DOUBTS_AT_ONCE: usize = 10;
 
 /// Which blocks are proven before they are stored; all others are stored on an endpoint's word first and proven afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -25,20 +33,34 @@ pub enum Prove {
     All,
 }
 
-/// The task's edges and limits.
-pub struct Indexer {
-    pub chain: Chain,
-    pub store: Store,
-    pub health: Health,
-    pub metrics: Metrics,
+/// What the configuration says of following the chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
     /// Nothing of ours lies before this block.
     pub start_block: u64,
-    /// Which blocks are proven before they are stored.
     pub prove: Prove,
     /// How deep a block lies that is final where the endpoint calls none so; 0: none is.
     pub finality_depth: u64,
-    /// The most blocks of one step.
+    /// The most blocks whose receipts are read in one step.
     pub blocks_per_step: u64,
+    /// How long blocks that could not be proven are let be before that is tried again.
+    pub doubt_again: Duration,
+}
+
+/// The task's edges.
+pub struct Indexer {
+    /// All endpoints.
+    pool: Chain,
+    /// The one of the present step.
+    chain: Chain,
+    reach: Reach,
+    /// Ranges with blocks that could not be proven, to be tried again now, and when the next are.
+    doubts: Vec<Coverage>,
+    doubt_again: Instant,
+    store: Store,
+    health: Health,
+    metrics: Metrics,
+    settings: Settings,
 }
 
 impl Task for Indexer {
@@ -59,7 +81,16 @@ impl Task for Indexer {
 }
 
 impl Indexer {
-    async fn step(&self) -> Result<Pass> {
+    /// Returns the task, which has not begun.
+    pub fn new(chain: Chain, store: Store, health: Health, metrics: Metrics, settings: Settings) -> Self {
+        let reach = Reach::new(CLAIMED_BLOCKS_MAX);
+        let doubt_again = Instant::now() + settings.doubt_again;
+        Self { pool: chain.clone(), chain, reach, doubts: Vec::new(), doubt_again, store, health, metrics, settings }
+    }
+
+    async fn step(&mut self) -> Result<Pass> {
+        // All of one step is asked of one endpoint: two may be on different branches, or at different heads.
+        self.chain = self.pool.steady();
         let head = self.chain.head().await?;
         self.metrics.head_block.set(head.block.number as i64);
         let cursor = self.store.cursor().await?;
@@ -72,18 +103,20 @@ impl Indexer {
             tracing::warn!(from = cursor.number, to = fork, jobs, "the chain reorganised: rewound");
             return Ok(Pass::Again);
         }
-        let from = cursor.map_or(self.start_block, |cursor| cursor.number + 1);
+        let from = cursor.map_or(self.settings.start_block, |cursor| cursor.number + 1);
         if from > head.block.number {
             self.health.well(PART);
             return self.confirm().await;
         }
         let last = self.last_final(head.block.number).await?;
-        let to = head.block.number.min(from + self.blocks_per_step - 1);
         let range = match last {
-            Some(last) if self.prove == Prove::Live && from <= last.block.number => {
-                self.chain.claimed(from, to.min(last.block.number)).await?
+            // What is proven in one step needs no detour.
+            Some(last)
+                if self.settings.prove == Prove::Live && from + self.settings.blocks_per_step <= last.block.number =>
+            {
+                self.claimed(from, last.block.number).await?
             }
-            _ => self.chain.range(from, to).await?,
+            _ => self.proven(from, head.block.number.min(from + self.settings.blocks_per_step - 1)).await?,
         };
         let extended = self.store.extend(&range).await?;
         self.note(&range);
@@ -95,7 +128,7 @@ impl Indexer {
         if let Some(last) = last {
             self.store.set_final(last.block).await?;
         }
-        let at = range.headers.last().map_or(to, |header| header.block.number);
+        let at = range.headers.last().map_or(from, |header| header.block.number);
         self.metrics.indexed_block.set(at as i64);
         if at == head.block.number {
             self.health.well(PART);
@@ -105,25 +138,54 @@ impl Indexer {
         Ok(Pass::Again)
     }
 
+    /// Reads final blocks from `from` on at the endpoint's word, as many as it gives in one answer.
+    async fn claimed(&mut self, from: u64, last: u64) -> Result<Range> {
+        loop {
+            let to = last.min(from + self.reach.blocks() - 1);
+            let (blocks, asked) = (to - from + 1, Instant::now());
+            let error = match self.chain.claimed(from, to).await {
+                Ok(range) => {
+                    self.reach.answered(blocks, range.logs.len(), asked.elapsed());
+                    return Ok(range);
+                }
+                Err(error) => error,
+            };
+            let text = format!("{error:#}");
+            if !self.reach.refused(blocks, &text) {
+                // It gives none at all: what it has receipts of needs none.
+                let to = last.min(from + self.settings.blocks_per_step - 1);
+                return self.proven(from, to).await.map_err(|_| error);
+            }
+            tracing::info!(blocks, next = self.reach.blocks(), text, "the endpoint gives no logs of so many blocks");
+        }
+    }
+
     /// Returns the newest final block: as the chain says, or by depth where it says nothing.
     async fn last_final(&self, head: u64) -> Result<Option<Header>> {
         match self.chain.finalized().await? {
             Some(last) => Ok(Some(last)),
-            None if self.finality_depth > 0 && head >= self.finality_depth => {
-                self.chain.header(head - self.finality_depth).await
+            None if self.settings.finality_depth > 0 && head >= self.settings.finality_depth => {
+                self.chain.header(head - self.settings.finality_depth).await
             }
             None => Ok(None),
         }
     }
 
     /// Reads some of the blocks again that are stored on an endpoint's word, newest first and those with logs before all others,
-    /// and proves them.
-    async fn confirm(&self) -> Result<Pass> {
-        let Some(claimed) = self.store.newest_claimed().await? else { return Ok(Pass::Idle) };
-        let from = claimed.from.max((claimed.to + 1).saturating_sub(self.blocks_per_step));
+    /// and proves them; and now and then those that could not be proven.
+    async fn confirm(&mut self) -> Result<Pass> {
+        let claimed = self.store.newest_claimed().await?;
+        let (next, claimed) = match claimed {
+            Some(next) => (next, true),
+            None => match self.next_doubt().await? {
+                Some(next) => (next, false),
+                None => return Ok(Pass::Idle),
+            },
+        };
+        let from = next.from.max((next.to + 1).saturating_sub(self.settings.blocks_per_step));
         // And the block after, whose hash a commitment may wait for.
-        let newest = self.store.cursor().await?.map_or(claimed.to, |cursor| cursor.number);
-        let range = self.chain.range(from, newest.min(claimed.to + 1)).await?;
+        let newest = self.store.cursor().await?.map_or(next.to, |cursor| cursor.number);
+        let range = self.proven(from, newest.min(next.to + 1)).await?;
         for correction in self.store.confirm(&range).await? {
             self.metrics.corrected_blocks.inc();
             let Correction { block, logs_before, logs } = correction;
@@ -134,8 +196,59 @@ impl Indexer {
                 "an endpoint had told other logs of a block than are proven: corrected"
             );
         }
-        self.note(&range);
-        Ok(Pass::Again)
+        if claimed {
+            self.note(&range);
+            return Ok(Pass::Again);
+        }
+        if range.coverage.iter().all(|range| range.level.is_proven()) {
+            tracing::info!(from, to = next.to, "blocks that could not be proven are now");
+            // What hindered it is over, and perhaps for others too.
+            self.doubt_again = Instant::now();
+            if from > next.from {
+                self.doubts.push(Coverage { to: from - 1, ..next });
+            }
+        }
+        let more = !self.doubts.is_empty() || self.doubt_again <= Instant::now();
+        Ok(if more { Pass::Again } else { Pass::Idle })
+    }
+
+    /// Returns blocks that could not be proven before, when it is time to try them again: of each of the newest stretches the end.
+    async fn next_doubt(&mut self) -> Result<Option<Coverage>> {
+        if self.doubts.is_empty() && self.doubt_again <= Instant::now() {
+            self.doubt_again = Instant::now() + self.settings.doubt_again;
+            let mut doubts = self.store.coverage().await?;
+            doubts.retain(|range| !range.level.is_proven());
+            self.doubts = doubts.split_off(doubts.len().saturating_sub(DOUBTS_AT_ONCE));
+        }
+        Ok(self.doubts.pop())
+    }
+
+    /// Reads blocks and proves them; where this endpoint does not, at each other one that does.
+    async fn proven(&self, from: u64, to: u64) -> Result<Range> {
+        let whole = |range: &Range| range.coverage.iter().all(|range| range.level.is_proven());
+        let range = self.chain.range(from, to).await?;
+        if whole(&range) {
+            return Ok(range);
+        }
+        for other in self.pool.each().into_iter().filter(|other| other.name() != self.chain.name()) {
+            match other.range(from, to).await {
+                Ok(better) if whole(&better) && better.headers == range.headers => {
+                    let reason = range.coverage.iter().find_map(|range| range.reason.as_deref());
+                    tracing::error!(
+                        from,
+                        to,
+                        endpoint = self.chain.name(),
+                        reason,
+                        by = other.name(),
+                        "proven elsewhere"
+                    );
+                    return Ok(better);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "no better proof there"),
+            }
+        }
+        Ok(range)
     }
 
     /// Counts what is proven and says what is not.
@@ -193,7 +306,7 @@ impl Indexer {
                 anyhow::bail!("{how}");
             }
             ensure!(
-                number > self.start_block,
+                number > self.settings.start_block,
                 "the chain differs from the stored one down to block {number}: another chain"
             );
             number -= 1;

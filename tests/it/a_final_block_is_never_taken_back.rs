@@ -7,7 +7,8 @@ use fabstir::market::job::State;
 use fabstir::market::types::{Address, U256};
 use serde_json::json;
 
-use crate::world::{Proxy, World, done_once, nothing_left, root, transactions, until, until_job};
+use crate::faults::Proxy;
+use crate::world::{World, done_once, nothing_left, root, transactions, until, until_job};
 
 /// More than anvil keeps unfinal, which is 64.
 const BLOCKS: &str = "0x64";

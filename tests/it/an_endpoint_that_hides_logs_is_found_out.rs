@@ -3,10 +3,12 @@
 
 use anyhow::{Context, Result};
 use fabstir::audit;
+use fabstir::market::event::Level;
 use fabstir::market::job::State;
 use fabstir::market::types::Address;
 
-use crate::world::{Proxy, World, nothing_left, transactions, until, until_job};
+use crate::faults::Proxy;
+use crate::world::{World, nothing_left, transactions, until, until_job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_hides_logs_is_found_out() -> Result<()> {
@@ -17,7 +19,7 @@ async fn an_endpoint_that_hides_logs_is_found_out() -> Result<()> {
     let renter = world.renter(&host).await?;
     let (_, first) = world.ask(&renter, Address::ZERO, 3600).await?;
     until_job(&host, first.job, "paid", |job| matches!(job.state, State::Released { .. })).await?;
-    assert!(host.store.coverage().await?.iter().all(|range| range.level == "complete"));
+    assert!(host.store.coverage().await?.iter().all(|range| range.level == Level::Complete));
 
     proxy.hide_logs_in("eth_getBlockReceipts");
     let (_, second) = world.ask(&renter, Address::ZERO, 3600).await?;
@@ -29,7 +31,7 @@ async fn an_endpoint_that_hides_logs_is_found_out() -> Result<()> {
     assert!(!host.store.is_proven(posted).await?);
     let range = host.store.coverage().await?.into_iter().find(|range| (range.from..=range.to).contains(&posted));
     let range = range.context("covered")?;
-    assert_eq!(range.level, "linked");
+    assert_eq!(range.level, Level::Linked);
     assert!(range.reason.as_ref().is_some_and(|why| why.contains("receipts' root")), "{range:?}");
     until("the job is declined for its block", || async {
         let metrics = reqwest::get(format!("http://{}/metrics", host.http_address())).await?.text().await?;
@@ -67,9 +69,10 @@ async fn a_bent_header_spoils_no_other_block() -> Result<()> {
         Ok(node.store.cursor().await?.is_some_and(|cursor| cursor.number >= head))
     })
     .await?;
-    let spoilt: Vec<_> = node.store.coverage().await?.into_iter().filter(|range| range.level != "complete").collect();
+    let spoilt: Vec<_> =
+        node.store.coverage().await?.into_iter().filter(|range| range.level != Level::Complete).collect();
     let [range] = &spoilt[..] else { panic!("{spoilt:?}") };
-    assert_eq!((range.from, range.to, range.level.as_str()), (bent, bent, "claimed"));
+    assert_eq!((range.from, range.to, range.level), (bent, bent, Level::Claimed));
     assert!(range.reason.as_ref().is_some_and(|why| why.contains("hash")), "{range:?}");
     node.stop().await;
     Ok(())

@@ -5,7 +5,8 @@ use fabstir::market::job::State;
 use fabstir::market::types::Address;
 use fabstir::node::Node;
 
-use crate::world::{Proxy, World, done_once, transactions, until, until_job};
+use crate::faults::Proxy;
+use crate::world::{World, done_once, transactions, until, until_job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restart_between_sign_and_send() -> Result<()> {

@@ -8,7 +8,8 @@ use fabstir::market::types::Address;
 use fabstir::node::Node;
 use fabstir::tasks::indexer;
 
-use crate::world::{Proxy, World, done_once, transactions, until, until_job};
+use crate::faults::Proxy;
+use crate::world::{World, done_once, transactions, until, until_job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rpc_gone_for_a_minute() -> Result<()> {

@@ -1,17 +1,14 @@
 //! One small world per test: a chain, the contracts on it, and as many nodes and renters as the story needs.
 //!
 //! Everything is real: anvil, SQLite files, libp2p over loopback, llama.cpp on our small model, EZKL. Faults come from
-//! outside: a chain that stops or reorganises, an endpoint that fails ([`Proxy`]), a node that is dropped.
+//! outside: a chain that stops or reorganises, an endpoint that fails ([`crate::faults::Proxy`]), a node that is dropped.
 
-use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use axum::{Json, Router, extract::State as Shared, http::StatusCode, routing::post};
 use fabstir::chain::call::{self, Order};
 use fabstir::chain::{Chain, Contracts, Signer, key};
 use fabstir::config::Config;
@@ -22,7 +19,7 @@ use fabstir::node::Node;
 use fabstir::p2p::{self, Keypair};
 use fabstir::renter::{Offer, Posted, Renter};
 use fabstir::store::Entry;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -339,106 +336,4 @@ pub fn python() -> PathBuf {
 /// Our small model.
 pub fn model_file() -> PathBuf {
     root().join("tests/models/tiny-chat-q8_0.gguf")
-}
-
-/// An endpoint that passes calls on to the chain, except while some or all are refused.
-pub struct Proxy {
-    pub url: String,
-    target: Arc<Mutex<String>>,
-    refused: Arc<Mutex<BTreeSet<String>>>,
-    hidden: Arc<Mutex<BTreeSet<String>>>,
-    bent: Arc<Mutex<Option<String>>>,
-}
-
-impl Proxy {
-    /// Stands in front of the chain at `target`.
-    pub async fn start(target: &str) -> Result<Proxy> {
-        let refused: Arc<Mutex<BTreeSet<String>>> = Arc::default();
-        let hidden: Arc<Mutex<BTreeSet<String>>> = Arc::default();
-        let target = Arc::new(Mutex::new(target.to_owned()));
-        let bent: Arc<Mutex<Option<String>>> = Arc::default();
-        let state = (target.clone(), refused.clone(), hidden.clone(), bent.clone(), reqwest::Client::new());
-        let app = Router::new().route("/", post(pass)).with_state(state);
-        let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        Ok(Proxy { url, target, refused, hidden, bent })
-    }
-
-    /// Stands in front of another chain from now on.
-    pub fn turn_to(&self, target: &str) {
-        *self.target.lock().unwrap() = target.to_owned();
-    }
-
-    /// Refuses a method from now on; `*` refuses everything.
-    pub fn refuse(&self, method: &str) {
-        self.refused.lock().unwrap().insert(method.into());
-    }
-
-    /// Leaves the last log out of every answer to a method, as if it had never been.
-    pub fn hide_logs_in(&self, method: &str) {
-        self.hidden.lock().unwrap().insert(method.into());
-    }
-
-    /// Tells another state root of one block from now on, under the hash it had.
-    pub fn bend_header(&self, number: u64) {
-        *self.bent.lock().unwrap() = Some(format!("{number:#x}"));
-    }
-
-    /// Passes everything on again.
-    pub fn pass(&self) {
-        self.refused.lock().unwrap().clear();
-        self.hidden.lock().unwrap().clear();
-    }
-}
-
-type Words = Arc<Mutex<BTreeSet<String>>>;
-type ProxyState = (Arc<Mutex<String>>, Words, Words, Arc<Mutex<Option<String>>>, reqwest::Client);
-
-async fn pass(
-    Shared((target, refused, hidden, bent, client)): Shared<ProxyState>,
-    Json(call): Json<Value>,
-) -> Result<Json<Value>, StatusCode> {
-    let calls = call.as_array().cloned().unwrap_or_else(|| vec![call.clone()]);
-    let refuses = |method: &str| {
-        let refused = refused.lock().unwrap();
-        refused.contains("*") || refused.contains(method)
-    };
-    if calls.iter().any(|call| call["method"].as_str().is_some_and(refuses)) {
-        return Err(StatusCode::SERVICE_UNAVAILABLE);
-    }
-    let target = target.lock().unwrap().clone();
-    let answer = client.post(target).json(&call).send().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-    let mut answer: Value = answer.json().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-    let mut answers: Vec<&mut Value> = match &mut answer {
-        Value::Array(answers) => answers.iter_mut().collect(),
-        one => vec![one],
-    };
-    let bent = bent.lock().unwrap().clone();
-    for block in answers.iter_mut().map(|answer| &mut answer["result"]).filter(|result| result["stateRoot"].is_string())
-    {
-        if bent.as_deref() == block["number"].as_str() {
-            block["stateRoot"] = json!(B256::ZERO);
-        }
-    }
-    for call in &calls {
-        let hides = call["method"].as_str().is_some_and(|method| hidden.lock().unwrap().contains(method));
-        let mine = answers.iter_mut().find(|answer| answer["id"] == call["id"]);
-        if let (true, Some(answer)) = (hides, mine) {
-            hide_last_log(&mut answer["result"]);
-        }
-    }
-    Ok(Json(answer))
-}
-
-/// Takes the last log out of an answer: of the logs, or of the receipts with their logs.
-fn hide_last_log(result: &mut Value) {
-    let Some(entries) = result.as_array_mut() else { return };
-    if entries.iter().any(|entry| entry["logs"].is_array()) {
-        let last =
-            entries.iter_mut().rev().filter_map(|entry| entry["logs"].as_array_mut()).find(|logs| !logs.is_empty());
-        last.and_then(Vec::pop);
-    } else {
-        entries.pop();
-    }
 }
