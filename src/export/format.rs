@@ -1,9 +1,11 @@
 //! Rows as Parquet, CSV and JSON lines: written in one go, in bounded memory, and read back one by one.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -216,10 +218,28 @@ pub fn read(
     each: &mut dyn FnMut(Result<(Values, String)>) -> bool,
 ) -> Result<()> {
     match format {
-        Format::Parquet => read_parquet(path, table, each),
+        Format::Parquet => without_panic(|| read_parquet(path, table, each)),
         Format::Csv => read_csv(path, table, each),
         Format::Jsonl => read_jsonl(path, table, each),
     }
+}
+
+/// Runs what may panic over a damaged file, as the reader of Parquet does, and makes that an error.
+fn without_panic(run: impl FnOnce() -> Result<()>) -> Result<()> {
+    thread_local! { static QUIET: Cell<bool> = const { Cell::new(false) } }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |what| {
+            if !QUIET.get() {
+                usual(what)
+            }
+        }));
+    });
+    QUIET.set(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(run));
+    QUIET.set(false);
+    done.unwrap_or_else(|_| bail!("it is damaged: its reader gave up"))
 }
 
 fn read_parquet(path: &Path, table: Table, each: &mut dyn FnMut(Result<(Values, String)>) -> bool) -> Result<()> {
