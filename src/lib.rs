@@ -35,7 +35,7 @@
 //! |---|---|---|
 //! | 0 | [`market`]: meaning, pure | – |
 //! | 1 | [`chain`] (alloy), [`store`] (sqlx), [`content`], [`engine`] (llama.cpp), [`prover`] (EZKL), [`p2p`] (libp2p), [`http`] (axum) | 0, not each other |
-//! | 2 | [`tasks`], [`renter`], [`mod@audit`], [`devnet`] | 0–1; tasks not each other |
+//! | 2 | [`tasks`], [`renter`], [`mod@audit`], [`export`] (Parquet, CSV), [`devnet`] | 0–1; tasks not each other |
 //! | 3 | [`config`], [`node`], [`cli`] | all |
 //!
 //! # What holds
@@ -56,6 +56,7 @@ pub mod config;
 pub mod content;
 pub mod devnet;
 pub mod engine;
+pub mod export;
 pub mod http;
 pub mod market;
 pub mod node;

@@ -1,14 +1,16 @@
-//! `fabstir jobs`, `fabstir job` and `fabstir receipts`: what the database says.
+//! `fabstir jobs`, `fabstir job`, `fabstir status` and `fabstir receipts`: what the database says, now or as of a block.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{Fault, Global, configuration, print_json};
+use super::{Fault, Global, configuration, plain, print_json, say};
 use crate::config::Config;
-use crate::market::types::{Address, JobId, UnixSeconds};
-use crate::store::{Entry, Finality, JobFilter, Store};
+use crate::market::job::Work;
+use crate::market::types::{Address, B256, JobId, UnixSeconds};
+use crate::store::{Entry, JobFilter, JobRow, NotStored, Snapshot, Store};
 
 const STATES: [&str; 7] = ["posted", "claimed", "committed", "completed", "disputed", "released", "refunded"];
 
@@ -23,43 +25,66 @@ pub struct JobsArguments {
     /// At most this many.
     #[arg(long, default_value_t = 50)]
     limit: u32,
+    /// As of the end of this block.
+    #[arg(long, value_name = "BLOCK")]
+    at_block: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct JobArguments {
     /// The job's number.
     job: u64,
+    /// As of the end of this block; our own work and transactions as of its time.
+    #[arg(long, value_name = "BLOCK")]
+    at_block: Option<u64>,
 }
 
-/// Opens the configured database, which must exist; the endpoint is not asked.
-pub async fn open(config: &Config) -> Result<Store> {
+#[derive(Debug, clap::Args)]
+pub struct StatusArguments {
+    /// As of the end of this block.
+    #[arg(long, value_name = "BLOCK")]
+    at_block: Option<u64>,
+}
+
+/// Returns the configured database's file, which must exist.
+pub fn existing(config: &Config) -> Result<PathBuf> {
     let path = config.database();
     ensure!(
         path.exists(),
         Fault::Usage.of(anyhow::anyhow!("there is no database at {}: `fabstir index` makes one", path.display()))
     );
+    Ok(path)
+}
+
+/// Opens the configured database, which must exist; the endpoint is not asked.
+pub async fn open(config: &Config) -> Result<Store> {
+    let path = existing(config)?;
     Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(config.contracts.decoder())).await
+}
+
+/// Returns the stored chain as of a block, or the newest; one that is not stored is the user's error.
+pub async fn snapshot(store: &Store, at: Option<u64>) -> Result<Snapshot> {
+    store.snapshot(at).await.map_err(|error| if error.is::<NotStored>() { Fault::Usage.of(error) } else { error })
 }
 
 /// Runs `fabstir jobs`.
 pub async fn jobs(global: &Global, arguments: &JobsArguments) -> Result<()> {
     let store = open(&configuration(global)?).await?;
     let filter = JobFilter { state: arguments.state.clone(), host: arguments.host, limit: arguments.limit };
-    let jobs = store.jobs(&filter).await?;
+    let jobs = match arguments.at_block {
+        None => store.jobs(&filter).await?,
+        at => snapshot(&store, at).await?.jobs(&filter).await?,
+    };
     if global.json {
         return print_json(&jobs);
     }
-    println!("{:>6}  {:<9}  {:<42}  {:>24}  {:>6}  MODEL", "JOB", "STATE", "HOST", "PAYMENT", "TOKENS");
+    say(format!("{:>6}  {:<9}  {:<42}  {:>24}  {:>6}  MODEL", "JOB", "STATE", "HOST", "PAYMENT", "TOKENS"))?;
     for job in jobs {
         let host = job.host.map_or("-".into(), |host| host.to_string());
         let tokens = job.tokens.map_or("-".into(), |tokens| tokens.to_string());
-        println!(
-            "{:>6}  {:<9}  {host:<42}  {:>24}  {tokens:>6}  {}",
-            job.id,
-            job.state,
-            job.payment,
-            short(&job.model)
-        );
+        let model = plain(&short(&job.model));
+        let (state, payment) = (job.state, job.payment);
+        say(format!("{:>6}  {state:<9}  {host:<42}  {payment:>24}  {tokens:>6}  {model}", job.id))?;
     }
     Ok(())
 }
@@ -68,76 +93,91 @@ pub async fn jobs(global: &Global, arguments: &JobsArguments) -> Result<()> {
 pub async fn job(global: &Global, arguments: &JobArguments) -> Result<()> {
     let store = open(&configuration(global)?).await?;
     let id = JobId(arguments.job);
-    let job = store.job(id).await?.with_context(|| format!("job {id} is not in the database"))?;
-    let row = crate::store::JobRow::of(&job);
-    let timeline = store.timeline(id).await?;
+    let (job, timeline) = match arguments.at_block {
+        None => (store.job(id).await?, store.timeline(id).await?),
+        at => {
+            let mut snapshot = snapshot(&store, at).await?;
+            (snapshot.job(id).await?, snapshot.timeline(id).await?)
+        }
+    };
+    let job = job.with_context(|| match arguments.at_block {
+        None => format!("job {id} is not in the database"),
+        Some(block) => format!("job {id} is not in the database as of block {block}"),
+    })?;
+    let row = JobRow::of(&job);
     if global.json {
         return print_json(&json!({ "job": row, "terms": job.terms, "timeline": timeline.entries }));
     }
-    println!("job {id}: {}", row.state);
-    println!("  renter   {}\n  model    {}\n  input    {}", row.renter, row.model, job.terms.input);
-    println!("  payment  {} of token {}\n  deadline {}", row.payment, row.token, utc(row.deadline));
-    for entry in &timeline.entries {
-        print_entry(entry);
-    }
-    Ok(())
+    say(format!("job {id}: {}", row.state))?;
+    say(format!("  renter   {}", row.renter))?;
+    say(format!("  model    {}\n  input    {}", plain(&row.model), plain(&job.terms.input)))?;
+    say(format!("  payment  {} of token {}\n  deadline {}", row.payment, row.token, utc(row.deadline)))?;
+    timeline.entries.iter().try_for_each(print_entry)
 }
 
-fn print_entry(entry: &Entry) {
-    let line = |time: &UnixSeconds, what: String| println!("  {}  {what}", utc(*time));
+fn print_entry(entry: &Entry) -> Result<()> {
+    let line = |time: &UnixSeconds, what: String| say(format!("  {}  {what}", utc(*time)));
+    let note = |text: &String| say(format!("                                {}", plain(text)));
     match entry {
-        Entry::Event { time, block, tx, name, canonical } => {
-            let orphan = if *canonical { "" } else { "  (orphaned)" };
-            line(time, format!("chain  {name} in block {block}, tx {}{orphan}", short(&tx.to_string())));
+        Entry::Event { time, block, tx, name, proof, .. } => {
+            let proof = proof.map_or("orphaned", |proof| proof.name());
+            line(time, format!("chain  {name} in block {block} ({proof}), tx {}", short(&tx.to_string())))
         }
         Entry::Work { time, work } => {
-            line(time, format!("node   {}", work.name()));
-            if let crate::market::job::Work::Chosen { reasons, .. } = work {
-                reasons.iter().for_each(|reason| println!("                                {reason}"));
-            }
-            if let crate::market::job::Work::Abandoned { reason, .. } = work {
-                println!("                                {reason}");
+            line(time, format!("node   {}", work.name()))?;
+            match work {
+                Work::Chosen { reasons, .. } => reasons.iter().try_for_each(note),
+                Work::Abandoned { reason, .. } => note(reason),
+                _ => Ok(()),
             }
         }
         Entry::Transaction { time, kind, state, nonce, gas_used, note, .. } => {
             let nonce = nonce.map_or(String::new(), |nonce| format!(", nonce {nonce}"));
             let gas = gas_used.map_or(String::new(), |gas| format!(", {gas} gas"));
-            let note = note.as_ref().map_or(String::new(), |note| format!(": {note}"));
-            line(time, format!("tx     {kind} {state}{nonce}{gas}{note}"));
+            let note = note.as_ref().map_or(String::new(), |note| format!(": {}", plain(note)));
+            line(time, format!("tx     {kind} {state}{nonce}{gas}{note}"))
         }
     }
 }
 
 /// Runs `fabstir status`: how far the database goes, and what of it is proven.
-pub async fn status(global: &Global) -> Result<()> {
+pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> {
     let store = open(&configuration(global)?).await?;
-    let (cursor, coverage) = (store.cursor().await?, store.coverage().await?);
-    let (head, events) = store.journal_head().await?;
-    let (finality, doubts) = (store.finality().await?, store.doubts().await?);
+    if arguments.at_block.is_none() && store.cursor().await?.is_none() {
+        let none: [u8; 0] = [];
+        let nothing =
+            json!({ "block": null, "events": 0, "journal_head": B256::ZERO, "coverage": none, "final": null });
+        return if global.json { print_json(&nothing) } else { say("nothing is indexed yet") };
+    }
+    let mut snapshot = snapshot(&store, arguments.at_block).await?;
+    let (head, events) = snapshot.journal_head().await?;
+    let coverage = snapshot.coverage().await?;
+    let finality = snapshot.finality();
+    let (doubts, conflicts) = (store.doubts().await?, store.conflicts().await?);
     if global.json {
+        let finality = finality.map(
+            |(number, hash, violated)| json!({ "block": { "number": number, "hash": hash }, "violated": violated }),
+        );
         return print_json(&json!({
-            "block": cursor.map(|cursor| cursor.number), "events": events, "journal_head": head, "coverage": coverage,
-            "final": finality, "doubts": doubts,
+            "block": snapshot.block, "events": events, "journal_head": head, "coverage": coverage, "final": finality,
+            "doubts": doubts, "conflicts": conflicts,
         }));
     }
-    let Some(cursor) = cursor else {
-        println!("nothing is indexed yet");
-        return Ok(());
-    };
-    println!("{events} events up to block {}, journal head {head}", cursor.number);
+    say(format!("{events} events up to block {}, journal head {head}", snapshot.block))?;
     match finality {
-        None => println!("the chain has called no block final yet"),
-        Some(Finality { block, safe, violated: None }) => {
-            println!("final up to block {}, safe up to block {safe}", block.number);
-        }
-        Some(Finality { violated: Some(how), .. }) => println!("FINALITY VIOLATED: {how}"),
+        None => say("the chain has called no block final yet")?,
+        Some((block, _, None)) => say(format!("final up to block {block}"))?,
+        Some((_, _, Some(how))) => say(format!("FINALITY VIOLATED: {how}"))?,
     }
     for (job, what) in doubts {
-        println!("IN DOUBT: job {job}: {what}");
+        say(format!("IN DOUBT: job {job}: {what}"))?;
+    }
+    for (_, what) in conflicts {
+        say(format!("CONFLICT: {what}"))?;
     }
     for range in coverage {
         let reason = range.reason.map_or(String::new(), |reason| format!(": {reason}"));
-        println!("blocks {:>9} to {:>9}  {}{reason}", range.from, range.to, range.level.name());
+        say(format!("blocks {:>9} to {:>9}  {}{reason}", range.from, range.to, range.level.name()))?;
     }
     Ok(())
 }
@@ -178,16 +218,17 @@ pub async fn receipts(global: &Global) -> Result<()> {
             .collect();
         return print_json(&receipts);
     }
-    println!("{:>6}  {:<42}  {:>6}  OUTPUT", "JOB", "HOST", "TOKENS");
+    say(format!("{:>6}  {:<42}  {:>6}  OUTPUT", "JOB", "HOST", "TOKENS"))?;
     for kept in receipts {
         let receipt = kept.signed.receipt;
-        println!("{:>6}  {:<42}  {:>6}  {}", receipt.job, receipt.host.to_string(), receipt.tokens, receipt.output);
+        let host = receipt.host.to_string();
+        say(format!("{:>6}  {host:<42}  {:>6}  {}", receipt.job, receipt.tokens, receipt.output))?;
     }
     Ok(())
 }
 
 /// Returns a time as people read it, in UTC.
-fn utc(time: UnixSeconds) -> String {
+pub fn utc(time: UnixSeconds) -> String {
     i64::try_from(time.0)
         .ok()
         .and_then(|second| jiff::Timestamp::from_second(second).ok())

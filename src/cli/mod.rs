@@ -6,13 +6,16 @@
 mod ask;
 mod check;
 mod demo;
+mod events;
+mod export;
 mod history;
 mod keys;
 mod run;
+mod sql;
 mod stake;
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,7 +30,7 @@ use crate::config::Config;
 #[command(name = "fabstir", version, about, max_term_width = 110)]
 #[command(after_help = "Start with `fabstir demo`, which shows one job from post to payment on a local chain.\n\
     As a host: `fabstir key new`, fund the account, `fabstir register`, `fabstir doctor`, `fabstir run`.\n\
-    As an auditor: `fabstir index --once`, `fabstir audit`.\n\
+    As an auditor: `fabstir index --once`, `fabstir audit`, `fabstir export`, `fabstir verify-export`.\n\
     Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 endpoint, 4 divergence, 5 finality.")]
 struct Arguments {
     #[command(flatten)]
@@ -42,7 +45,7 @@ pub struct Global {
     /// The configuration file.
     #[arg(long, short, global = true, env = "FABSTIR_CONFIG", default_value = "fabstir.toml", value_name = "FILE")]
     config: PathBuf,
-    /// Print one JSON value instead of text for people.
+    /// Print one JSON value instead of text for people; of events one to a line.
     #[arg(long, global = true)]
     json: bool,
     /// What to log, to standard error: a level, or filters as of the `tracing` crate.
@@ -64,7 +67,15 @@ enum Command {
     /// Show what happened to one job: events, our work, our transactions.
     Job(history::JobArguments),
     /// Show how far the database goes and what of it is proven.
-    Status,
+    Status(history::StatusArguments),
+    /// List events, oldest first, or follow them as they come.
+    Events(events::EventsArguments),
+    /// Ask the database in SQL, for reading only.
+    Sql(sql::SqlArguments),
+    /// Write the database's content to files, with a manifest of their digests.
+    Export(export::ExportArguments),
+    /// Check an export against its manifest and link its journal again; needs nothing else. Exit code 4 where it differs.
+    VerifyExport(export::VerifyArguments),
     /// Make everything that follows from the stored logs anew; asks no endpoint.
     Rederive,
     /// List the receipts that peers published.
@@ -149,6 +160,7 @@ pub async fn main() -> ExitCode {
     start_logging(&arguments);
     match dispatch(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
             let fault = error.downcast_ref::<Fault>().copied();
             // The kind is for the code alone: the causes say it better.
@@ -172,7 +184,11 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Index(arguments) => run::index(global, &arguments).await,
         Command::Jobs(arguments) => history::jobs(global, &arguments).await,
         Command::Job(arguments) => history::job(global, &arguments).await,
-        Command::Status => history::status(global).await,
+        Command::Status(arguments) => history::status(global, &arguments).await,
+        Command::Events(arguments) => events::events(global, &arguments).await,
+        Command::Sql(arguments) => sql::sql(global, &arguments).await,
+        Command::Export(arguments) => export::export(global, &arguments).await,
+        Command::VerifyExport(arguments) => export::verify(global, &arguments),
         Command::Rederive => history::rederive(global).await,
         Command::Receipts => history::receipts(global).await,
         Command::Audit(arguments) => check::audit(global, &arguments).await,
@@ -232,10 +248,34 @@ fn refuse_while_running(config: &Config) -> Result<()> {
         .of(anyhow::anyhow!("the node runs: stop it first (or remove {}, if it is gone)", running.display())))
 }
 
+/// Nobody reads our output any more, as after `fabstir events | head`: no failure, only the end.
+#[derive(Debug)]
+struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the output")
+    }
+}
+impl std::error::Error for ReaderGone {}
+
+/// Prints a line on standard output.
+fn say(line: impl fmt::Display) -> Result<()> {
+    match writeln!(io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        written => Ok(written?),
+    }
+}
+
 /// Prints a value as JSON on standard output.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    say(serde_json::to_string_pretty(value)?)
+}
+
+/// Returns a stranger's text as a terminal may have it: without what moves its cursor or ends the line.
+fn plain(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 /// Returns an amount with its decimals, without trailing zeros: 18 for ETH and FAB, 6 for USD.

@@ -34,6 +34,42 @@ impl Coverage {
     }
 }
 
+/// What is proven of one block, and of the events in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// An endpoint said so.
+    Claimed,
+    /// Its hash and its place in the chain, not its logs.
+    Linked,
+    /// Which logs it has.
+    Complete,
+    /// And the chain called it final.
+    Final,
+}
+
+impl Proof {
+    /// Returns what is proven of block `number`, whose own level is `level`; `last_final` is the newest final block.
+    pub fn of(level: Level, number: u64, last_final: Option<u64>) -> Self {
+        match level {
+            Level::Claimed => Proof::Claimed,
+            Level::Linked => Proof::Linked,
+            Level::Absent | Level::Complete if last_final.is_some_and(|last| number <= last) => Proof::Final,
+            Level::Absent | Level::Complete => Proof::Complete,
+        }
+    }
+
+    /// Returns the name: `claimed`, `linked`, `complete` or `final`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Proof::Claimed => "claimed",
+            Proof::Linked => "linked",
+            Proof::Complete => "complete",
+            Proof::Final => "final",
+        }
+    }
+}
+
 /// Appends a range that starts after the last one, to that one where the same is proven of both.
 pub fn push(ranges: &mut Vec<Coverage>, next: Coverage) {
     match ranges.last_mut() {

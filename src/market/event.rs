@@ -166,60 +166,81 @@ pub struct Commitment {
 }
 
 /// A decoded contract event. Variants a job's fold does not need are kept because operators read them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Serializes as what it says besides its name and its job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum Event {
     JobTerms {
+        #[serde(skip)]
         job: JobId,
+        #[serde(flatten)]
         terms: Terms,
     },
     JobClaimed {
+        #[serde(skip)]
         job: JobId,
         host: Address,
     },
     /// The host gave it up; hosts of other controllers than its own may claim it.
     JobReopened {
+        #[serde(skip)]
         job: JobId,
         controller: Address,
     },
     ResultCommitted {
+        #[serde(skip)]
         job: JobId,
         host: Address,
+        #[serde(flatten)]
         commitment: Commitment,
     },
     BeaconPinned {
+        #[serde(skip)]
         job: JobId,
         beacon: B256,
     },
     JobCompleted {
+        #[serde(skip)]
         job: JobId,
         output: String,
     },
     /// The payment waits for the arbiter.
     JobDisputed {
+        #[serde(skip)]
         job: JobId,
         disputer: Address,
     },
     ReleaseDue {
+        #[serde(skip)]
         job: JobId,
         at: UnixSeconds,
     },
     PaymentReleased {
+        #[serde(skip)]
         job: JobId,
         host: Address,
+        #[serde(serialize_with = "super::types::decimal")]
         amount: U256,
     },
     PaymentRefunded {
+        #[serde(skip)]
         job: JobId,
         renter: Address,
+        #[serde(serialize_with = "super::types::decimal")]
         amount: U256,
     },
     EscrowReleased {
+        #[serde(skip)]
         job: JobId,
+        #[serde(serialize_with = "super::types::decimal")]
         net: U256,
+        #[serde(serialize_with = "super::types::decimal")]
         fee: U256,
     },
     HostRegistered {
         host: Address,
+        #[serde(serialize_with = "super::types::decimal")]
         stake: U256,
         metadata: String,
     },
@@ -228,10 +249,12 @@ pub enum Event {
     },
     StakeAdded {
         host: Address,
+        #[serde(serialize_with = "super::types::decimal")]
         amount: U256,
     },
     HostSlashed {
         host: Address,
+        #[serde(serialize_with = "super::types::decimal")]
         amount: U256,
     },
     MetadataUpdated {
@@ -245,7 +268,9 @@ pub enum Event {
     },
     /// Known by name, folded by nobody.
     Noted {
+        #[serde(skip)]
         name: &'static str,
+        #[serde(skip)]
         job: Option<JobId>,
     },
 }

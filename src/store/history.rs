@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
 use super::{SqliteRow, Store, address, amount, hash, raw_log};
-use crate::market::coverage::Coverage;
+use crate::market::coverage::{Coverage, Proof};
 use crate::market::event::{Header, Level, RawLog};
 use crate::market::job::{Job, Work};
 use crate::market::types::{self, Address, B256, BlockRef, JobId, U256, UnixSeconds};
@@ -62,6 +62,8 @@ pub enum Entry {
         tx: B256,
         name: String,
         canonical: bool,
+        /// What is proven of the block; nothing of an orphan.
+        proof: Option<Proof>,
     },
     Work {
         time: UnixSeconds,
@@ -88,6 +90,86 @@ impl Entry {
             Entry::Work { time, .. } => (*time, 1),
             Entry::Transaction { time, .. } => (*time, 2),
         }
+    }
+}
+
+/// A transaction of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TxRow {
+    pub id: i64,
+    pub job: Option<JobId>,
+    /// When it was owed.
+    pub time: UnixSeconds,
+    pub kind: String,
+    pub target: Address,
+    pub signer: Address,
+    pub state: String,
+    pub nonce: Option<u64>,
+    pub note: Option<String>,
+    /// One for each set of bytes that was signed, oldest first.
+    pub hashes: Vec<B256>,
+    /// Where it was mined.
+    pub block: Option<u64>,
+    pub gas_used: Option<u64>,
+    /// Wei per gas.
+    pub gas_price: Option<U256>,
+}
+
+impl TxRow {
+    fn entry(self) -> Entry {
+        let fee = self.gas_price.zip(self.gas_used).map(|(price, gas)| price * U256::from(gas));
+        Entry::Transaction {
+            time: self.time,
+            kind: self.kind,
+            state: self.state,
+            nonce: self.nonce,
+            hashes: self.hashes,
+            gas_used: self.gas_used,
+            fee_wei: fee,
+            note: self.note,
+        }
+    }
+}
+
+/// Something this node finished, as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkRow {
+    pub seq: i64,
+    pub job: JobId,
+    pub did: String,
+    pub time: UnixSeconds,
+    /// JSON of a [`Work`].
+    pub body: String,
+}
+
+impl WorkRow {
+    /// Reads the columns `seq, job, did, at, body`.
+    pub(super) fn read(row: &SqliteRow) -> Self {
+        WorkRow {
+            seq: row.get(0),
+            job: JobId(row.get::<i64, _>(1) as u64),
+            did: row.get(2),
+            time: UnixSeconds(row.get::<i64, _>(3) as u64),
+            body: row.get(4),
+        }
+    }
+}
+
+/// The end of a block: what the chain told up to the block, and what we did up to its time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub block: u64,
+    pub time: UnixSeconds,
+}
+
+impl Moment {
+    /// Returns its time for a query; for now a time that never comes.
+    pub(super) fn seconds(moment: Option<Moment>) -> i64 {
+        moment.and_then(|moment| i64::try_from(moment.time.0).ok()).unwrap_or(i64::MAX)
+    }
+
+    fn block(moment: Option<Moment>) -> i64 {
+        moment.map_or(i64::MAX, |moment| moment.block as i64)
     }
 }
 
@@ -170,68 +252,13 @@ impl Store {
 
     /// Returns what happened to a job, oldest first: events with orphans marked, our work, our transactions.
     pub async fn timeline(&self, job: JobId) -> Result<Timeline> {
-        let mut entries = Vec::new();
-        let events = sqlx::query(
-            "SELECT time, number, tx_hash, kind, canonical FROM log JOIN block ON block.seq = log.block
-             WHERE job = ? ORDER BY number, log.block, log_index",
-        )
-        .bind(job.0 as i64)
-        .fetch_all(&self.readers)
-        .await?;
-        for row in &events {
-            entries.push(Entry::Event {
-                time: UnixSeconds(row.get::<i64, _>(0) as u64),
-                block: row.get::<i64, _>(1) as u64,
-                tx: hash(row, 2)?,
-                name: row.get::<Option<String>, _>(3).unwrap_or_else(|| "undecoded".into()),
-                canonical: row.get(4),
-            });
-        }
-        let work = sqlx::query("SELECT at, body FROM work WHERE job = ? ORDER BY seq")
-            .bind(job.0 as i64)
-            .fetch_all(&self.readers)
-            .await?;
-        for row in &work {
-            let time = UnixSeconds(row.get::<i64, _>(0) as u64);
-            entries.push(Entry::Work { time, work: serde_json::from_str(row.get(1))? });
-        }
-        entries.extend(self.transactions(Some(job)).await?);
-        entries.sort_by_key(Entry::order);
-        Ok(Timeline { entries })
+        timeline(&mut *self.readers.acquire().await?, job, None).await
     }
 
     /// Returns our transactions, of one job or all, oldest first.
     pub async fn transactions(&self, job: Option<JobId>) -> Result<Vec<Entry>> {
-        let rows = sqlx::query(
-            "SELECT i.at, i.kind, i.state, i.nonce, i.note, r.gas_used, r.gas_price,
-                    (SELECT group_concat(lower(hex(hash))) FROM tx_attempt WHERE intent = i.id)
-             FROM tx_intent i LEFT JOIN tx_attempt a ON a.intent = i.id AND a.hash IN (SELECT hash FROM tx_receipt)
-             LEFT JOIN tx_receipt r ON r.hash = a.hash WHERE ?1 IS NULL OR i.job = ?1 ORDER BY i.id",
-        )
-        .bind(job.map(|job| job.0 as i64))
-        .fetch_all(&self.readers)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                let gas_used = row.get::<Option<i64>, _>(5).map(|gas| gas as u64);
-                let price = if gas_used.is_some() { Some(amount(row, 6)?) } else { None };
-                let hashes = row.get::<Option<String>, _>(7).unwrap_or_default();
-                Ok(Entry::Transaction {
-                    time: UnixSeconds(row.get::<i64, _>(0) as u64),
-                    kind: row.get(1),
-                    state: row.get(2),
-                    nonce: row.get::<Option<i64>, _>(3).map(|nonce| nonce as u64),
-                    note: row.get(4),
-                    gas_used,
-                    fee_wei: price.zip(gas_used).map(|(price, gas)| price * U256::from(gas)),
-                    hashes: hashes
-                        .split(',')
-                        .filter(|hash| !hash.is_empty())
-                        .map(str::parse)
-                        .collect::<Result<_, _>>()?,
-                })
-            })
-            .collect()
+        let rows = transactions(&mut *self.readers.acquire().await?, job, None, 0, u32::MAX).await?;
+        Ok(rows.into_iter().map(TxRow::entry).collect())
     }
 
     /// Returns the stored canonical headers of `from..=to`, in order.
@@ -313,6 +340,104 @@ impl JobRow {
     }
 }
 
+/// Returns what happened to a job, now or up to a moment: then without orphans, as it was then.
+pub(super) async fn timeline(connection: &mut SqliteConnection, job: JobId, until: Option<Moment>) -> Result<Timeline> {
+    let mut entries = Vec::new();
+    let last_final = super::finality(&mut *connection).await?.map(|finality| finality.block.number);
+    let events = sqlx::query(
+        "SELECT time, number, tx_hash, kind, canonical,
+                (SELECT level FROM coverage WHERE first <= number ORDER BY first DESC LIMIT 1)
+         FROM log JOIN block ON block.seq = log.block
+         WHERE job = ?1 AND number <= ?2 AND (canonical = 1 OR ?3) ORDER BY number, log.block, log_index",
+    )
+    .bind(job.0 as i64)
+    .bind(Moment::block(until))
+    .bind(until.is_none())
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in &events {
+        let (block, canonical) = (row.get::<i64, _>(1) as u64, row.get(4));
+        let level = row.get::<Option<&str>, _>(5).and_then(Level::named);
+        entries.push(Entry::Event {
+            time: UnixSeconds(row.get::<i64, _>(0) as u64),
+            block,
+            tx: hash(row, 2)?,
+            name: row.get::<Option<String>, _>(3).unwrap_or_else(|| "undecoded".into()),
+            canonical,
+            proof: level.filter(|_| canonical).map(|level| Proof::of(level, block, last_final)),
+        });
+    }
+    let work = sqlx::query("SELECT seq, job, did, at, body FROM work WHERE job = ? AND at <= ? ORDER BY seq")
+        .bind(job.0 as i64)
+        .bind(Moment::seconds(until))
+        .fetch_all(&mut *connection)
+        .await?;
+    for WorkRow { time, body, .. } in work.iter().map(WorkRow::read) {
+        entries.push(Entry::Work { time, work: serde_json::from_str(&body)? });
+    }
+    let transactions = transactions(connection, Some(job), until, 0, u32::MAX).await?;
+    entries.extend(transactions.into_iter().map(TxRow::entry));
+    entries.sort_by_key(Entry::order);
+    Ok(Timeline { entries })
+}
+
+/// Returns our transactions after the one with id `after`, of one job or all, oldest first: as they are now, or were at a moment.
+/// That one was dropped has no time: it was so ever since it was owed.
+pub(super) async fn transactions(
+    connection: &mut SqliteConnection,
+    job: Option<JobId>,
+    until: Option<Moment>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<TxRow>> {
+    let rows = sqlx::query(
+        "SELECT i.id, i.job, i.at, i.kind, i.target, i.signer, i.state, i.nonce, i.note,
+                (SELECT group_concat(lower(hex(hash)) ORDER BY signed_at, hash) FROM tx_attempt
+                 WHERE intent = i.id AND signed_at <= ?3),
+                r.block_number, r.gas_used, r.gas_price
+         FROM tx_intent i LEFT JOIN tx_attempt a ON a.intent = i.id
+              AND a.hash IN (SELECT hash FROM tx_receipt WHERE block_number <= ?2)
+         LEFT JOIN tx_receipt r ON r.hash = a.hash
+         WHERE (?1 IS NULL OR i.job = ?1) AND i.at <= ?3 AND i.id > ?4 ORDER BY i.id LIMIT ?5",
+    )
+    .bind(job.map(|job| job.0 as i64))
+    .bind(Moment::block(until))
+    .bind(Moment::seconds(until))
+    .bind(after)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    let number = |row: &SqliteRow, column| row.get::<Option<i64>, _>(column).map(|number| number as u64);
+    rows.iter()
+        .map(|row| {
+            let hashes = row.get::<Option<&str>, _>(9).unwrap_or_default();
+            let hashes: Vec<B256> =
+                hashes.split(',').filter(|hash| !hash.is_empty()).map(str::parse).collect::<Result<_, _>>()?;
+            let block = number(row, 10);
+            let (mut state, mut nonce): (&str, _) = (row.get(6), number(row, 7));
+            // Signed or mined only later.
+            if until.is_some() && block.is_none() && state != "dropped" {
+                (state, nonce) = if hashes.is_empty() { ("queued", None) } else { ("signed", nonce) };
+            }
+            Ok(TxRow {
+                id: row.get(0),
+                job: number(row, 1).map(JobId),
+                time: UnixSeconds(row.get::<i64, _>(2) as u64),
+                kind: row.get(3),
+                target: address(row, 4)?,
+                signer: address(row, 5)?,
+                state: state.into(),
+                nonce,
+                note: row.get(8),
+                hashes,
+                block,
+                gas_used: number(row, 11),
+                gas_price: block.map(|_| amount(row, 12)).transpose()?,
+            })
+        })
+        .collect()
+}
+
 pub(super) async fn blocks(connection: &mut SqliteConnection, from: u64, to: u64) -> Result<Vec<Header>> {
     let rows = sqlx::query(
         "SELECT number, hash, parent, time FROM block WHERE canonical = 1 AND number BETWEEN ? AND ? ORDER BY number",
@@ -321,15 +446,16 @@ pub(super) async fn blocks(connection: &mut SqliteConnection, from: u64, to: u64
     .bind(to as i64)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Header {
-                block: BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? },
-                parent: hash(row, 2)?,
-                time: UnixSeconds(row.get::<i64, _>(3) as u64),
-            })
-        })
-        .collect()
+    rows.iter().map(header).collect()
+}
+
+/// Reads the columns `number, hash, parent, time`.
+pub(super) fn header(row: &SqliteRow) -> Result<Header> {
+    Ok(Header {
+        block: BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? },
+        parent: hash(row, 2)?,
+        time: UnixSeconds(row.get::<i64, _>(3) as u64),
+    })
 }
 
 pub(super) async fn logs(connection: &mut SqliteConnection, from: u64, to: u64) -> Result<Vec<LogRow>> {

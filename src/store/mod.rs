@@ -6,9 +6,12 @@
 
 mod check;
 mod doubt;
+mod follow;
 mod history;
 mod journal;
 mod projection;
+mod snapshot;
+mod sql;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -32,8 +35,11 @@ use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
 pub use check::Checked;
 pub use doubt::Census;
-pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline};
+pub use follow::{Follower, News};
+pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};
 pub use journal::{Correction, Extended, Rederived};
+pub use snapshot::{EventFilter, EventRow, NotStored, Snapshot};
+pub use sql::{Answer, Cell, schema, select};
 pub use tx::{Attempt, Intent, IntentState, SignedIntent, TxOutcome};
 pub use work::PeerReceipt;
 
@@ -179,12 +185,7 @@ impl Store {
 
     /// Returns the newest block known to be final.
     pub async fn finality(&self) -> Result<Option<Finality>> {
-        let row = sqlx::query("SELECT number, hash, max(safe, number), violated FROM finality")
-            .fetch_optional(&self.readers)
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? };
-        Ok(Some(Finality { block, safe: row.get::<i64, _>(2) as u64, violated: row.get(3) }))
+        finality(&mut *self.readers.acquire().await?).await
     }
 
     /// Returns what is known of the block at `number`, for those who act on it.
@@ -289,6 +290,15 @@ async fn live_ids(connection: &mut SqliteConnection) -> Result<Vec<JobId>> {
             .fetch_all(connection)
             .await?;
     Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
+}
+
+async fn finality(connection: &mut SqliteConnection) -> Result<Option<Finality>> {
+    let row = sqlx::query("SELECT number, hash, violated, max(safe, number) FROM finality")
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? };
+    Ok(Some(Finality { block, safe: row.get::<i64, _>(3) as u64, violated: row.get(2) }))
 }
 
 async fn canonical_hash(connection: &mut SqliteConnection, number: u64) -> Result<Option<B256>> {

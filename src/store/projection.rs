@@ -20,12 +20,24 @@ pub(super) type Facts = BTreeMap<JobId, Vec<Fact>>;
 impl Store {
     /// Returns what the canonical logs say of each of the jobs, in chain order.
     pub(super) async fn chain_facts(&self, connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Facts> {
+        self.chain_facts_until(connection, jobs, i64::MAX as u64).await
+    }
+
+    /// As [`Store::chain_facts`], of the blocks up to `last`.
+    pub(super) async fn chain_facts_until(
+        &self,
+        connection: &mut SqliteConnection,
+        jobs: &[JobId],
+        last: u64,
+    ) -> Result<Facts> {
         let rows = sqlx::query(
             "SELECT number, hash, log_index, tx_hash, address, topics, data, job FROM log
              JOIN block ON block.seq = log.block
-             WHERE job IN (SELECT value FROM json_each(?)) AND canonical = 1 ORDER BY job, number, log_index",
+             WHERE job IN (SELECT value FROM json_each(?)) AND canonical = 1 AND number <= ?
+             ORDER BY job, number, log_index",
         )
         .bind(serde_json::to_string(jobs)?)
+        .bind(last as i64)
         .fetch_all(connection)
         .await?;
         let mut facts = Facts::new();

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::market::coverage::{Coverage, push};
+use crate::market::coverage::{Coverage, Proof, push};
 use crate::market::event::{Commitment, Header, Level, Range, Terms};
 use crate::market::job::{Duty, Fact, Next, Work};
 use crate::market::receipt::{Receipt, SignedReceipt};
@@ -846,6 +846,192 @@ async fn the_database_refuses_impossible_rows() {
     for statement in taken.into_iter().chain(held.map(|state| job(state, host))) {
         sqlx::query(sqlx::AssertSqlSafe(statement.clone())).execute(&store.writer).await.expect(&statement);
         sqlx::query("DELETE FROM job").execute(&store.writer).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_past_is_told_as_a_store_holds_it_that_saw_no_more() {
+    let (_file, store) = fresh().await;
+    let kept = chain(
+        None,
+        0,
+        &[&[[TERMS, 1]], &[[TERMS, 2], [CLAIMED, 1]], &[[COMMITTED, 1]], &[[COMPLETED, 1], [DUE, 1], [REFUNDED, 2]]],
+    );
+    extend(&store, &kept).await.unwrap();
+    extend(&store, &chain(kept.last(), 1, &[&[[RELEASED, 1]]])).await.unwrap();
+    store.rewind(103).await.unwrap();
+    extend(&store, &chain(kept.last(), 2, &[&[[TERMS, 3], [NONSENSE, 1]], &[]])).await.unwrap();
+    store.set_final(kept[2].0.block).await.unwrap();
+
+    let all = JobFilter { limit: 9, ..JobFilter::default() };
+    for (place, number) in (100..=103).enumerate() {
+        let (.., head, _, logs, jobs, _) = never_saw_others(&kept[..=place]).await;
+        let mut then = store.snapshot(Some(number)).await.unwrap();
+        assert_eq!((then.first, then.block, then.journal_head().await.unwrap()), (100, number, head));
+        assert_eq!(then.jobs(&all).await.unwrap(), jobs);
+        let events = then.events(&EventFilter::default(), None, 99).await.unwrap();
+        assert_eq!(events.iter().map(|event| event.row.clone()).collect::<Vec<_>>(), logs);
+        assert_eq!(then.coverage().await.unwrap(), [Coverage::of(100, number, Level::Complete, None)]);
+        assert_eq!(then.finality().map(|(block, ..)| block), Some(number.min(102)));
+        let told = then.timeline(JobId(1)).await.unwrap().entries;
+        assert_eq!(told.len(), logs.iter().filter(|log| log.job == Some(JobId(1))).count());
+    }
+    assert!(store.snapshot(Some(101)).await.unwrap().job(JobId(2)).await.unwrap().is_some());
+    assert_eq!(store.snapshot(Some(100)).await.unwrap().job(JobId(2)).await.unwrap(), None);
+    let claimed = JobFilter { state: Some("claimed".into()), host: Some(US), limit: 1 };
+    assert_eq!(store.snapshot(Some(101)).await.unwrap().jobs(&claimed).await.unwrap()[0].id, JobId(1));
+
+    for block in [99, 106] {
+        let error = store.snapshot(Some(block)).await.map(drop).unwrap_err().to_string();
+        assert_eq!(error, format!("block {block} is not stored: the database has blocks 100 to 105"));
+    }
+    assert!(fresh().await.1.snapshot(None).await.map(drop).unwrap_err().is::<NotStored>());
+    let proofs: Vec<_> = store.timeline(JobId(1)).await.unwrap().entries.iter().map(proof).collect();
+    let (complete, last) = (Some(Proof::Complete), Some(Proof::Final));
+    assert_eq!(proofs, [last, last, last, complete, complete, None]);
+}
+
+fn proof(entry: &Entry) -> Option<Proof> {
+    if let Entry::Event { proof, .. } = entry { *proof } else { panic!("{entry:?}") }
+}
+
+#[tokio::test]
+async fn our_own_part_of_the_past_is_told_by_the_time_of_the_block() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[TERMS, 1]], &[], &[], &[], &[[CLAIMED, 1]], &[]]);
+    extend(&store, &blocks).await.unwrap();
+    store.set_final(blocks[5].0.block).await.unwrap();
+    assert_eq!(store.canonical_hash(102).await.unwrap(), None, "its header was dropped");
+    let at = |number: u64| UnixSeconds(number * 10);
+    for work in [Work::Chosen { at: at(101), reasons: vec![] }, Work::Abandoned { at: at(103), reason: "".into() }] {
+        store.record(JobId(1), &work).await.unwrap();
+    }
+    store.choose(JobId(2), &chosen(), 1, &intent("claim:1", 1)).await.unwrap();
+    let id = store.open_intents(US).await.unwrap()[0].id;
+    store.sign(id, 3, 100, &attempt(1)).await.unwrap();
+    for statement in [
+        "UPDATE tx_intent SET (at, state) = (1010, 'mined')",
+        "UPDATE tx_attempt SET signed_at = 1020",
+        "INSERT INTO tx_receipt SELECT hash, zeroblob(32), 104, 1, 21000, '7' FROM tx_attempt",
+    ] {
+        sqlx::query(statement).execute(&store.writer).await.unwrap();
+    }
+    for (number, works, expected) in [
+        (100, 0, None),
+        (101, 1, Some(("queued", None, 0, None))),
+        (102, 1, Some(("signed", Some(3), 1, None))),
+        (103, 2, Some(("signed", Some(3), 1, None))),
+        (104, 2, Some(("mined", Some(3), 1, Some(21000)))),
+    ] {
+        let mut then = store.snapshot(Some(number)).await.unwrap();
+        let told = then.timeline(JobId(1)).await.unwrap().entries;
+        let work = told.iter().filter(|entry| matches!(entry, Entry::Work { .. })).count();
+        let tx = told.iter().find_map(|entry| match entry {
+            Entry::Transaction { state, nonce, hashes, gas_used, .. } => {
+                Some((state.as_str(), *nonce, hashes.len(), *gas_used))
+            }
+            _ => None,
+        });
+        assert_eq!((work, tx), (works, expected), "at block {number}");
+    }
+}
+
+#[tokio::test]
+async fn who_follows_hears_what_comes_and_what_a_reorg_takes_away() {
+    let (_file, store) = fresh().await;
+    let a = chain(None, 0, &[&[[TERMS, 1]], &[], &[[TERMS, 2], [CLAIMED, 1]]]);
+    extend(&store, &a).await.unwrap();
+    let mut all = store.follow(EventFilter::default(), 2).await.unwrap();
+    let claims = EventFilter { kind: Some("jobclaimed".into()), ..EventFilter::default() };
+    let mut claims = store.follow(claims, 20).await.unwrap();
+    assert_eq!(heard(&mut all).await, ["102 JobTerms 2", "102 JobClaimed 1"]);
+    assert_eq!(heard(&mut claims).await, ["102 JobClaimed 1"]);
+
+    let b = chain(a.last(), 0, &[&[], &[[CLAIMED, 2]], &[[TERMS, 3]]]);
+    extend(&store, &b).await.unwrap();
+    assert_eq!(heard(&mut all).await, ["104 JobClaimed 2", "105 JobTerms 3"]);
+    assert_eq!(heard(&mut claims).await, ["104 JobClaimed 2"]);
+
+    // A reorg that takes nothing a reader of claims was told is none for it.
+    store.rewind(104).await.unwrap();
+    let c = chain(b.get(1), 1, &[&[[TERMS, 4]], &[[CLAIMED, 4]]]);
+    extend(&store, &c).await.unwrap();
+    assert_eq!(heard(&mut claims).await, ["106 JobClaimed 4"]);
+    assert_eq!(heard(&mut all).await, ["reorg 104", "105 JobTerms 4", "106 JobClaimed 4"]);
+
+    // What comes instead may lie in blocks that held nothing.
+    store.rewind(102).await.unwrap();
+    extend(&store, &chain(a.last(), 1, &[&[[CLAIMED_BY_RIVAL, 2]], &[]])).await.unwrap();
+    for follower in [&mut all, &mut claims] {
+        assert_eq!(heard(follower).await, ["reorg 102", "103 JobClaimed 2"]);
+    }
+    store.rewind(100).await.unwrap();
+    assert_eq!(heard(&mut claims).await, ["reorg 101"]);
+    extend(&store, &chain(a.first(), 1, &[&[[CLAIMED, 1]]])).await.unwrap();
+    assert_eq!(heard(&mut claims).await, ["101 JobClaimed 1"]);
+    assert_eq!(heard(&mut all).await, ["reorg 100", "101 JobClaimed 1"]);
+}
+
+async fn heard(follower: &mut Follower) -> Vec<String> {
+    let say = |news: &News| match news {
+        News::Reorg { back_to } => format!("reorg {back_to}"),
+        News::Event(event) => {
+            let LogRow { log, kind, job, .. } = &event.row;
+            format!("{} {} {}", log.block.number, kind.as_deref().unwrap_or("?"), job.map_or(0, |job| job.0))
+        }
+    };
+    follower.next().await.unwrap().iter().map(say).collect()
+}
+
+#[tokio::test]
+async fn sql_reads_and_nothing_else() {
+    let (file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1]], &[[CLAIMED, 1]]])).await.unwrap();
+    let path = file.0.path().join("fabstir.sqlite");
+    let ask = async |text: &str| select(&path, text, 2, Duration::from_secs(30)).await;
+    let answer =
+        ask("-- with a comment;\nSELECT kind, log_index, NULL AS x, topics, 1.5 FROM log ORDER BY 1;").await.unwrap();
+    assert_eq!((&answer.columns[..3], answer.cut), (&["kind", "log_index", "x"].map(String::from)[..], false));
+    let first = serde_json::to_string(&answer.rows[0]).unwrap();
+    assert_eq!(first, format!("[\"JobClaimed\",0,null,\"0x{}\",1.5]", "01".repeat(32)));
+    assert!(ask("VALUES (';'), (2), ('a''b')").await.unwrap().cut);
+    assert_eq!(ask("SELECT 1 WHERE 0").await.unwrap().columns, ["1"]);
+
+    let other = file.0.path().join("other.sqlite");
+    let attach = format!("ATTACH '{}' AS other", other.display());
+    let vacuum = format!("VACUUM INTO '{}'", other.display());
+    let refused = [
+        ("DELETE FROM log", "DELETE is refused"),
+        ("with x as (select 1) DELETE FROM log", "the statement writes"),
+        ("/* */ PRAGMA query_only = 0", "PRAGMA is refused"),
+        (&attach, "ATTACH is refused"),
+        (&vacuum, "VACUUM is refused"),
+        ("(SELECT 1)", "( is refused"),
+        ("SELECT 1; DELETE FROM log", "more than one"),
+        ("SELECT ']' AS [;]; -- ;\n;x", "more than one"),
+        (" ; ", "no statement"),
+        ("SELECT nowhere", "no such column"),
+        ("SELECT load_extension('x')", "not authorized"),
+        ("SELECT writefile('x', 'y')", "no such function"),
+    ];
+    for (text, says) in refused {
+        let error = format!("{:#}", ask(text).await.expect_err(text));
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    assert!(ask(&format!("EXPLAIN {attach}")).await.is_ok() && !other.exists());
+    let endless = "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    let error = select(&path, endless, 1, Duration::ZERO).await.unwrap_err().to_string();
+    assert_eq!(error, "it took longer than 0 s: stopped");
+    assert_eq!(store.journal_head().await.unwrap().1, 2);
+
+    let schema = schema(&path).await.unwrap();
+    for said in [
+        "-- The journal: every log",
+        "CREATE TABLE \"log\"",
+        "CREATE VIEW event",
+        "-- The newest block the chain called safe",
+    ] {
+        assert!(schema.contains(said), "{said}: {schema}");
     }
 }
 

@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 4] = [
     &["market"],
     &["chain", "store", "content", "engine", "prover", "p2p", "http"],
-    &["tasks", "renter", "audit", "devnet"],
+    &["tasks", "renter", "audit", "export", "devnet"],
     &["config", "node", "cli", "lib", "main"],
 ];
 
 /// What only its owners may name.
-const OWNED: [(&str, &[&str]); 13] = [
+const OWNED: [(&str, &[&str]); 15] = [
     ("sqlx", &["store"]),
+    ("parquet", &["export"]),
+    ("csv", &["export"]),
     ("libp2p", &["p2p"]),
     ("libp2p_stream", &["p2p"]),
     ("llama_cpp_2", &["engine"]),

@@ -9,6 +9,7 @@ mod a_smart_account_rents;
 mod a_sweep_finds_what_no_log_told;
 mod an_endpoint_fails_and_another_takes_over;
 mod an_endpoint_that_hides_logs_is_found_out;
+mod an_export_is_checked_by_anyone;
 mod architecture;
 mod audit_finds_a_tampered_row;
 mod claim_lost_to_a_rival;
