@@ -32,19 +32,21 @@ use proxy::When;
 use table::TABLE;
 
 /// Blocks that come one by one after the catching up.
-const FOLLOWED: u64 = 10;
+const FOLLOWED: u64 = 8;
 /// Blocks of one step, so that a catch-up takes several.
 const STEP: u64 = 20;
 /// Passes after which an indexer that neither rests nor fails is stopped.
 const PASSES_MAX: u32 = 60;
 /// Failed passes in a row after which a fault is left to itself.
-const PATIENCE: u32 = 8;
+const PATIENCE: u32 = 6;
 /// The same after the fault: longer than an endpoint is let alone that failed.
 const PATIENCE_AFTER: u32 = 200;
+/// How long blocks that could not be proven are let be.
+const DOUBT_AGAIN: Duration = Duration::from_secs(5);
 /// How often, after the fault, blocks that are not proven yet are waited for.
-const ROUNDS_AFTER: u32 = 20;
+const ROUNDS_AFTER: u32 = 30;
 /// Between a failed pass and the next.
-const PAUSE: Duration = Duration::from_millis(150);
+const PAUSE: Duration = Duration::from_millis(200);
 /// The longest that an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// Rows worked on at once.
@@ -71,6 +73,8 @@ struct Row {
 enum Course {
     /// The rules hold while the indexer catches up and then follows block by block.
     Rules(fn(&Chains, &Proxy)),
+    /// The same, and the process is started again when it is over.
+    RulesUntilRestart(fn(&Chains, &Proxy)),
     /// The same for one of two endpoints, the one that is asked first; the other is honest.
     OneOfTwo(fn(&Chains, &Proxy)),
     /// The endpoint turns to a fork after everything was read, and back.
@@ -162,8 +166,7 @@ impl Index {
         let store = Store::open(file, chain.id(), marketplace, Arc::new(chain.decoder())).await?;
         let (health, metrics) = (Health::default(), Metrics::new());
         health.expect(indexer::PART, Duration::from_secs(3600));
-        let settings =
-            Settings { start_block, prove, finality_depth: 0, blocks_per_step, doubt_again: Duration::from_millis(20) };
+        let settings = Settings { start_block, prove, finality_depth: 0, blocks_per_step, doubt_again: DOUBT_AGAIN };
         let indexer = Indexer::new(chain, store.clone(), health.clone(), metrics.clone(), settings);
         Ok(Index { indexer, store, health, metrics, errors: Vec::new() })
     }
@@ -188,7 +191,7 @@ impl Index {
             if self.store.coverage().await?.iter().all(|range| range.level.is_proven()) {
                 break;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(DOUBT_AGAIN / 10).await;
         }
         Ok(())
     }
@@ -270,8 +273,9 @@ impl Row {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("node.sqlite");
         match self.course {
-            Course::Rules(rules) => under_rules(chains, rules, false, &file).await,
-            Course::OneOfTwo(rules) => under_rules(chains, rules, true, &file).await,
+            Course::Rules(rules) => under_rules(chains, rules, Besides::Nothing, &file).await,
+            Course::RulesUntilRestart(rules) => under_rules(chains, rules, Besides::Restart, &file).await,
+            Course::OneOfTwo(rules) => under_rules(chains, rules, Besides::Honest, &file).await,
             Course::Fork(fork) => at_a_fork(chains, fork(chains), &file).await,
             Course::ForkAnywhere(fork) => at_a_fork_anywhere(chains, fork(chains), &file).await,
             Course::Stranger(url) => at_a_stranger(chains, url(chains), PASSES_MAX, &file).await,
@@ -282,10 +286,19 @@ impl Row {
     }
 }
 
-async fn under_rules(chains: &Chains, rules: fn(&Chains, &Proxy), spare: bool, file: &Path) -> Result<Found> {
+#[derive(PartialEq, Eq)]
+enum Besides {
+    Nothing,
+    Restart,
+    /// A second endpoint.
+    Honest,
+}
+
+async fn under_rules(chains: &Chains, rules: fn(&Chains, &Proxy), besides: Besides, file: &Path) -> Result<Found> {
     let (proxy, honest) = (Proxy::start(&chains.main.url).await?, Proxy::start(&chains.main.url).await?);
-    let proxies = [&proxy, &honest];
-    let mut index = Index::at(chains, &proxies[..1 + usize::from(spare)], file, STEP).await?;
+    let all = [&proxy, &honest];
+    let proxies = if besides == Besides::Honest { &all[..] } else { &all[..1] };
+    let mut index = Index::at(chains, proxies, file, STEP).await?;
     let show = |number| proxies.iter().for_each(|proxy| proxy.show(number));
     let head = chains.main.head();
     show(head - FOLLOWED);
@@ -300,6 +313,10 @@ async fn under_rules(chains: &Chains, rules: fn(&Chains, &Proxy), spare: bool, f
     let known: Vec<&Truth> = forks.chain([&chains.main.truth, &chains.sibling.truth]).collect();
     let (right, once) = (check_right(&index, &known).await?, check_once(&index).await?);
     proxy.pass();
+    if besides == Besides::Restart {
+        index.store.close().await;
+        index = Index::at(chains, proxies, file, STEP).await?;
+    }
     index.recover().await?;
     Ok(Found {
         right,

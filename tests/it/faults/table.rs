@@ -93,9 +93,13 @@ pub const TABLE: &[Row] = &[
     row("the receipts of 1 call in 3 are null", &["no receipts of the block"], |_, proxy| {
         proxy.answer(RECEIPTS, When::Every(3), |_, answer| answer["result"] = Value::Null);
     }),
-    row("eth_getBlockReceipts is not supported", &["is not supported"], |_, proxy| {
-        proxy.answer(RECEIPTS, When::Always, |_, answer| refusal(answer, -32601, "the method is not supported"));
-    }),
+    Row {
+        name: "eth_getBlockReceipts is not supported, until a restart",
+        says: &["is not supported"],
+        course: Course::RulesUntilRestart(|_, proxy| {
+            proxy.answer(RECEIPTS, When::Always, |_, answer| refusal(answer, -32601, "the method is not supported"));
+        }),
+    },
     row("the receipts are no receipts", &["read the block's receipts"], |_, proxy| {
         proxy.answer(RECEIPTS, When::Always, |_, answer| answer["result"] = json!([{ "logs": 7 }]));
     }),
