@@ -66,7 +66,10 @@ pub fn verify(global: &Global, arguments: &VerifyArguments) -> Result<()> {
     let bar = run::progress("rows");
     let verified = export::verify(&arguments.dir, |done| bar.set_position(done));
     bar.finish_and_clear();
-    let verified = verified.map_err(|error| Fault::Usage.of(error))?;
+    let verified = verified.map_err(|error| {
+        let fault = if error.is::<serde_json::Error>() { Fault::Divergence } else { Fault::Usage };
+        fault.of(error)
+    })?;
     if global.json {
         print_json(&verified)?;
     } else {

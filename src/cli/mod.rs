@@ -207,8 +207,9 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Prover(command) => check::prover(global, &command).await,
         Command::Demo(arguments) => demo::demo(global, &arguments).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "fabstir", &mut std::io::stdout());
-            Ok(())
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "fabstir", &mut text);
+            say(String::from_utf8_lossy(&text).trim_end())
         }
     }
 }

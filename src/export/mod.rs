@@ -1,7 +1,7 @@
 //! The stored chain at the end of a block as files for other programs, and their check by anyone who has nothing else.
 //!
 //! A folder holds a file per table and `manifest.json`, which has the digest of each and the head of the journal. Equal states
-//! make equal bytes: rows are in order and nothing tells when or where it was written. [`verify`] needs neither the database nor
+//! make equal bytes: rows are in order and nothing tells when or where it was written. [`verify()`] needs neither the database nor
 //! the chain; that the journal's head is the chain's is for an audit to say.
 
 mod format;

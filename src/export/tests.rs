@@ -47,7 +47,7 @@ async fn store(folder: &Path, logs: u64) -> Result<Store> {
         block: block(number),
         index,
         tx: B256::repeat_byte(index as u8),
-        address: if index % 2 == 0 { MARKETPLACE } else { Address::repeat_byte(5) },
+        address: if index.is_multiple_of(2) { MARKETPLACE } else { Address::repeat_byte(5) },
         topics: vec![B256::repeat_byte(1); (index % 5) as usize],
         data: Bytes::from(["", "a, \"b\"\r\n;", "\u{e9}"][(index % 3) as usize]),
     };
@@ -142,7 +142,8 @@ async fn a_manifest_that_lies_consistently_is_found_by_the_journal() -> Result<(
     let store = store(folder.path(), 4).await?;
     let dir = folder.path().join("export");
     let honest = export(&store, None, Format::Csv, &dir).await?;
-    let lies: [(fn(&mut Manifest), &str); 5] = [
+    type Lie = fn(&mut Manifest);
+    let lies: [(Lie, &str); 5] = [
         (|manifest| manifest.chain_id = 1, "events.csv, row 1: its journal link is"),
         (|manifest| manifest.journal_head = B256::ZERO, "events.csv: the journal ends in"),
         (|manifest| manifest.events = 11, "manifest.json: it tells of 11 events"),

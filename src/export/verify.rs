@@ -13,6 +13,9 @@ use super::table::{RowChain, Table, Values, log};
 use super::{FORMAT, FileEntry, MANIFEST, Manifest, hex, sha256};
 use crate::market::types::B256;
 
+/// A longer manifest is none.
+const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verified {
@@ -54,13 +57,18 @@ impl std::fmt::Display for Divergence {
 /// Checks the export in `dir`; `progress` is told how many rows are done.
 ///
 /// # Errors
-/// If there is no export, or one of another version. A difference is not an error.
+/// If there is no export, one of another version, or a manifest that is none: then the cause is JSON's. A difference is not an
+/// error.
 pub fn verify(dir: &Path, progress: impl Fn(u64)) -> Result<Verified> {
     let path = dir.join(MANIFEST);
-    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).with_context(|| format!("{} is no manifest", path.display()))?;
-    ensure!(manifest.format == FORMAT, "the export is {:?}, this program reads {FORMAT:?}", manifest.format);
+    let mut text = Vec::new();
+    open(&path)
+        .and_then(|file| Ok(file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text)?))
+        .with_context(|| format!("read {}", path.display()))?;
+    let manifest: Manifest = serde_json::from_slice(&text).with_context(|| format!("{MANIFEST} is no manifest"))?;
+    let wrong = check_manifest(&text, &manifest);
+    let known = manifest.format == FORMAT;
+    ensure!(known || wrong.is_some(), "the export is {:?}, this program reads {FORMAT:?}", manifest.format);
     let mut verified = Verified {
         chain_id: manifest.chain_id,
         last_block: manifest.last_block,
@@ -68,13 +76,10 @@ pub fn verify(dir: &Path, progress: impl Fn(u64)) -> Result<Verified> {
         journal: manifest.files.iter().any(|file| file.table == Table::Events),
         files: manifest.files.clone(),
         strangers: strangers(dir, &manifest)?,
-        divergences: Vec::new(),
+        divergences: wrong.into_iter().collect(),
     };
-    if let Some(divergence) = check_manifest(&text, &manifest) {
-        verified.divergences.push(divergence);
-    }
     let mut done = 0;
-    for file in &manifest.files {
+    for file in manifest.files.iter().filter(|_| known) {
         let found = check_file(dir, file, &manifest, |rows| progress(done + rows));
         verified.divergences.extend(found.unwrap_or_else(|error| Some(unreadable(file, None, &error))));
         done += file.rows;
@@ -124,7 +129,7 @@ fn check_file(dir: &Path, file: &FileEntry, manifest: &Manifest, progress: impl 
     let (bytes, sha256) = digest(&path)?;
     let mut rows = Rows { file, manifest, chain: RowChain::default(), link: B256::ZERO, count: 0, found: None };
     let readable = read(&path, file.table, manifest.encoding, &mut |row| {
-        if rows.count % 10_000 == 0 {
+        if rows.count.is_multiple_of(10_000) {
             progress(rows.count);
         }
         rows.take(row)
@@ -193,8 +198,14 @@ fn unreadable(file: &FileEntry, row: Option<u64>, error: &anyhow::Error) -> Dive
     Divergence::new(&file.name, row, format!("{error:#}"))
 }
 
+/// Opens a plain file: a stranger's folder may hold what never ends.
+fn open(path: &Path) -> Result<File> {
+    ensure!(std::fs::symlink_metadata(path)?.is_file(), "it is no plain file");
+    Ok(File::open(path)?)
+}
+
 fn digest(path: &Path) -> Result<(u64, String)> {
-    let (mut file, mut sha256, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+    let (mut file, mut sha256, mut bytes) = (open(path)?, Sha256::new(), 0);
     let mut part = vec![0; 1 << 16];
     loop {
         let length = file.read(&mut part)?;

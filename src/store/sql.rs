@@ -198,7 +198,7 @@ pub async fn schema(file: &Path) -> Result<String> {
     for migration in migrator.iter() {
         let mut comment = String::new();
         for line in migration.sql.as_str().lines() {
-            let words: Vec<&str> = line.split(|c: char| c == ' ' || c == ';' || c == '(').collect();
+            let words: Vec<&str> = line.split([' ', ';', '(']).collect();
             match words[..] {
                 ["--", ..] => {
                     comment += line;
