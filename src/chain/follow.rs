@@ -14,6 +14,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::prove::HASH_DIFFERS;
 use super::{Chain, decode, prove};
 use crate::market::coverage::{self, Coverage};
 use crate::market::event::{Header, Level, Range, RawLog};
@@ -300,7 +301,7 @@ pub(super) fn judged(
 ) -> Result<(Level, Vec<RawLog>), (Level, String)> {
     let computed = header.inner.hash_slow();
     if computed != header.hash {
-        return Err((Level::Claimed, format!("the header's hash is {computed}, the endpoint says {}", header.hash)));
+        return Err((Level::Claimed, format!("{HASH_DIFFERS} {computed}, the endpoint says {}", header.hash)));
     }
     if prove::excludes(&header.logs_bloom(), ours) {
         return Ok((Level::Absent, Vec::new()));

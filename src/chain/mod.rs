@@ -40,6 +40,7 @@ use endpoint::{Pace, Pool, Route};
 
 pub use bundle::Bundle;
 pub use endpoint::{EndpointState, Endpoints, Failure, shown};
+pub use prove::disproven;
 pub use reach::Reach;
 pub use send::{Fees, Mined, Sent, Signer};
 pub use versions::{Abi, Also, Role};

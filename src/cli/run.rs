@@ -76,8 +76,11 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
     let metrics = Metrics::new();
     let mut indexer = Indexer::new(chain, store.clone(), Health::default(), metrics.clone(), config.chain.indexer());
     let bar = progress("blocks");
+    let never = || tokio::sync::watch::channel(0).1;
+    let mut heads = config.chain.ws_url.clone().map_or_else(never, Chain::wake_on_blocks);
     let follow = async {
         loop {
+            heads.borrow_and_update();
             let passed = indexer.pass().await;
             let at = store.cursor().await?.map_or(0, |cursor| cursor.number);
             bar.set_length(metrics.head_block.get() as u64);
@@ -91,7 +94,11 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
                 Err(error) if arguments.once => return Err(Fault::Endpoint.of(error)),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "trying again"),
             }
-            tokio::time::sleep(Duration::from_millis(config.chain.poll_ms)).await;
+            let poll = tokio::time::sleep(Duration::from_millis(config.chain.poll_ms));
+            tokio::select! {
+                Ok(()) = heads.changed() => {}
+                () = poll => {}
+            }
         }
     };
     tokio::select! {

@@ -100,6 +100,7 @@ impl Indexer {
         let cursor = self.store.cursor().await?;
         self.check_finality().await?;
         if let Some(cursor) = cursor
+            && head.parent != cursor.hash
             && let Some(fork) = self.fork(cursor, head.block.number).await?
         {
             let jobs = self.store.rewind(fork).await?;

@@ -147,7 +147,7 @@ async fn knows_the_liar(world: &World, store: &Store) -> Result<()> {
         let report = both().await?;
         proxy.pass();
         assert_eq!((report.divergences, report.proven), (vec![], report.blocks));
-        assert!(!report.lies.is_empty());
+        assert!(!report.lies.is_empty(), "{method}");
         for lie in &report.lies {
             assert!(lie.contains(&proxy.url) && lie.contains(says) && !lie.contains(&world.devnet.rpc_url), "{lie}");
         }

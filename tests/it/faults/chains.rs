@@ -12,7 +12,7 @@ use fabstir::store::{JobFilter, JobRow, Store};
 use fabstir::tasks::indexer::Prove;
 use serde_json::{Value, json};
 
-use super::proxy::{UNFINAL, quantity};
+use super::proxy::{UNFINAL, client, quantity};
 use super::{Index, STEP};
 use crate::world::{World, root};
 
@@ -183,7 +183,7 @@ impl Market {
         let contracts = world.book.contracts.clone();
         let order = Order { requires_proof: false, ..world.order(Address::ZERO, U256::from(1_000_000), 100_000) };
         let url = world.devnet.rpc_url.clone();
-        let client = reqwest::Client::new();
+        let client = client()?;
         let mut market =
             Market { url, client, contracts: contracts.clone(), order, usd: world.usd(), next: 1, place: 0 };
         let stake = world.chain.stake_min().await?;

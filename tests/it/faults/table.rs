@@ -151,10 +151,10 @@ pub const TABLE: &[Row] = &[
     row("eth_getLogs is capped at 8 blocks, in no known words", &["unharmed", "got through"], |_, proxy| {
         cap_range(proxy, 8, -32000, "computer says no");
     }),
-    row("eth_getLogs is capped at 3 results", &["unharmed", "got through"], |_, proxy| {
+    row("eth_getLogs is capped at 30 results", &["unharmed", "got through"], |_, proxy| {
         proxy.answer("eth_getLogs", When::Always, |_, answer| {
-            if answer["result"].as_array().is_some_and(|logs| logs.len() > 3) {
-                refusal(answer, -32005, "query returned more than 3 results");
+            if answer["result"].as_array().is_some_and(|logs| logs.len() > 30) {
+                refusal(answer, -32005, "query returned more than 30 results");
             }
         });
     }),
@@ -192,17 +192,17 @@ pub const TABLE: &[Row] = &[
     row("502 to everything", &["502"], |_, proxy| {
         proxy.request(When::Always, |_| Some(Reply::Status(502, "<html><h1>Bad Gateway</h1></html>")));
     }),
-    row("an HTML page at HTTP 200, 1 time in 3", &["deserialization", "unharmed"], |_, proxy| {
+    row("an HTML page at HTTP 200, 1 time in 3", &["no JSON-RPC", "unharmed"], |_, proxy| {
         proxy.request(When::Every(3), |_| Some(Reply::Text("<html><h1>Just a moment...</h1></html>")));
     }),
     row("the connection ends in the middle of 1 answer in 3", &["error", "unharmed"], |_, proxy| {
         proxy.request(When::Every(3), |_| Some(Reply::Torn));
     }),
-    row("half of the JSON, 1 time in 3", &["deserialization", "unharmed"], |_, proxy| {
+    row("half of the JSON, 1 time in 3", &["no JSON-RPC", "unharmed"], |_, proxy| {
         proxy.request(When::Every(3), |_| Some(Reply::Half));
     }),
-    row("1 answer in 9 comes too late", &["timed out", "error sending request", "unharmed"], |_, proxy| {
-        proxy.request(When::Every(9), |_| Some(Reply::Late(TIMEOUT * 2)));
+    row("an answer comes too late", &["timed out", "error sending request", "unharmed"], |_, proxy| {
+        proxy.request(When::First(1), |_| Some(Reply::Late(TIMEOUT * 2)));
     }),
     // One of two endpoints.
     one_of_two("1 of 2 endpoints answers 502 to everything", &["unharmed", "got through"], |_, proxy| {
@@ -235,10 +235,10 @@ pub const TABLE: &[Row] = &[
     row("the answers of a batch are in another order", &["unharmed"], |_, proxy| {
         proxy.batch(When::Always, |answers| answers.reverse());
     }),
-    row("an answer of a batch comes twice", &["unharmed"], |_, proxy| {
+    row("an answer of a batch comes twice", &["calls", "unharmed"], |_, proxy| {
         proxy.batch(When::Always, |answers| answers.push(answers[0].clone()));
     }),
-    row("an answer of each batch is missing", &["missing", "unharmed"], |_, proxy| {
+    row("an answer of each batch is missing", &["calls", "unharmed"], |_, proxy| {
         proxy.batch(When::Always, |answers| _ = answers.pop());
     }),
     row("the answers of a batch bear each other's ids", &["asked for block"], |_, proxy| {
@@ -328,7 +328,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "another chain of the same id, midway",
-        says: &["another chain"],
+        says: &["another chain", "was final"],
         course: Course::StrangerMidway(|chains| &chains.stranger.rpc_url),
     },
     Row {
@@ -343,7 +343,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "another chain id, midway",
-        says: &["another chain", "serves chain 4242"],
+        says: &["another chain", "was final", "serves chain 4242"],
         course: Course::StrangerMidway(|chains| &chains.other_id.rpc_url),
     },
     Row {
