@@ -93,7 +93,6 @@ impl Source {
             divergences_found: 0,
             lies: Vec::new(),
         };
-        let last_final = store.finality().await?;
         let mut relinked = false;
         let mut next = from;
         while next <= to {
@@ -104,8 +103,10 @@ impl Source {
                 let reason = stretch.reason.as_ref().map(|reason| format!("block {}: {reason}", stretch.from));
                 report.unproven = report.unproven.take().or(reason);
             }
-            let final_number = last_final.as_ref().map(|last| last.block.number);
-            compare_blocks(&store.blocks(next, last).await?, &range, final_number, &mut report);
+            let stored = store.blocks(next, last).await?;
+            // After the blocks: a node that runs drops headers below each newer final block.
+            let last_final = store.finality().await?;
+            compare_blocks(&stored, &range, last_final.as_ref().map(|last| last.block.number), &mut report);
             if let Some(last_final) = &last_final
                 && let Some(header) = range.headers.iter().find(|header| header.block.number == last_final.block.number)
                 && header.block != last_final.block

@@ -338,6 +338,7 @@ impl Config {
                 chain::shown(url)
             );
         }
+        self.contracts.check()?;
         within("chain.requests_per_second", self.chain.requests_per_second.into(), 0, 1_000_000)?;
         within("chain.timeout_seconds", self.chain.timeout_seconds, 1, 600)?;
         within("chain.poll_ms", self.chain.poll_ms, 10, 60_000)?;
@@ -463,6 +464,16 @@ mod tests {
     }
 
     #[test]
+    fn further_contracts_are_read() {
+        let text = "[[contracts.also]]\nrole='node_registry'\naddress='0x0000000000000000000000000000000000000044'\nto=9
+            [[contracts.also]]\nrole='node_registry'\naddress='0x0000000000000000000000000000000000000002'\nfrom=7\nabi='unknown'";
+        let also = read(&format!("{MINIMAL}\n{text}"), &[]).unwrap().contracts.also;
+        let told = also.iter().map(|also| (also.role, also.from, also.to, also.abi)).collect::<Vec<_>>();
+        let role = chain::Role::NodeRegistry;
+        assert_eq!(told, [(role, 0, 9, chain::Abi::V1), (role, 7, i64::MAX as u64, chain::Abi::Unknown)]);
+    }
+
+    #[test]
     fn the_environment_wins() {
         let set = [("CHAIN_ID", "84532"), ("P2P_PORT", "4500"), ("API_PORT", "0"), ("RPC_URL", "https://rpc.example")];
         let config = read(MINIMAL, &set).unwrap();
@@ -500,6 +511,10 @@ mod tests {
         assert!(error(MINIMAL, &[("CHAIN_ID", "base")]).contains("CHAIN_ID=base"));
         assert!(error(MINIMAL, &[("P2P_PORT", "70000")]).contains("P2P_PORT=70000"));
         assert!(error(&MINIMAL.replace("0000000005", "zz"), &[]).contains("proof_system"));
+        let second =
+            "[[contracts.also]]\nrole='job_marketplace'\naddress='0x0000000000000000000000000000000000000044'\nto=9";
+        let second = error(&format!("{MINIMAL}\n{second}"), &[]);
+        assert!(second.contains("contracts.also[0]: a second JobMarketplace"), "{second}");
         let host = "[host]\nkeystore='k'\npassword_file='p'\nmodels=[{path='none.gguf'}]\n";
         let removed = error(&format!("{MINIMAL}\n{host}claim_unproven=true"), &[]);
         assert!(removed.contains("claim_unproven") && removed.contains("[host.gate.claim]"), "{removed}");

@@ -64,13 +64,14 @@ impl Node {
     /// If anything a node needs is not so: endpoint, chain, contracts, key, stake, gas money, model, prover, ports. The
     /// error says which and what would be right. Nothing was claimed.
     pub async fn start(config: &Config) -> Result<Node> {
-        let chain = Chain::connect(config.chain.endpoints(), config.chain.id, config.contracts).await?;
+        let chain = Chain::connect(config.chain.endpoints(), config.chain.id, config.contracts.clone()).await?;
         let host = match &config.host {
             Some(host) => Some(Host::prepare(config, host, &chain).await?),
             None => None,
         };
         let marketplace = config.contracts.job_marketplace;
         let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
+        store.watch(&config.contracts.indexed()).await?;
         let content = Content::open(&config.content())?;
         store.free_leases().await?;
         let identity = p2p::identity::load_or_create(&config.data_dir.join("peer.key"))?;

@@ -16,6 +16,7 @@ mod record;
 mod send;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::fmt;
 use std::sync::Arc;
@@ -42,9 +43,10 @@ pub use endpoint::{EndpointState, Endpoints, Failure, shown};
 pub use prove::disproven;
 pub use reach::Reach;
 pub use send::{Fees, Mined, Sent, Signer};
+pub use versions::{Abi, Also, Role};
 
 /// Addresses of the contracts one node works with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contracts {
     pub governance_token: Address,
@@ -58,19 +60,15 @@ pub struct Contracts {
     pub timelock: Address,
     /// Makes renters' smart accounts.
     pub account_factory: Address,
+    /// Further ones whose logs belong to the history, and what is spoken at other times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Also>,
 }
 
 impl Contracts {
-    /// Returns the contracts whose logs are indexed: all but the token, whose transfers are nobody's business here.
-    fn indexed(&self) -> Vec<Address> {
-        let mut indexed: Vec<Address> = self.named().into_iter().map(|(_, address)| address).collect();
-        indexed.retain(|address| *address != self.governance_token);
-        indexed
-    }
-
     /// Returns the reader of these contracts' logs, for a store.
     pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
-        let contracts = *self;
+        let contracts = self.clone();
         move |log| decode::event(&contracts, log)
     }
 
@@ -186,7 +184,7 @@ impl Chain {
     }
 
     fn pinned_to(&self, place: usize) -> Self {
-        Self::over(self.pool.clone(), Some(place), self.id, self.contracts)
+        Self::over(self.pool.clone(), Some(place), self.id, self.contracts.clone())
     }
 
     /// Returns what each endpoint has shown of itself.

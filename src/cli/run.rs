@@ -57,7 +57,7 @@ pub async fn run(global: &Global) -> Result<()> {
 
 /// Connects and checks the endpoint; its failures have an exit code of their own.
 pub async fn connect(config: &Config) -> Result<Chain> {
-    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts)?;
+    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts.clone())?;
     if let Err(error) = chain.head().await {
         let fault = if Failure::is_other_chain(&error) { Fault::Usage } else { Fault::Endpoint };
         return Err(fault.of(error.context(format!("the endpoint {} does not answer", chain.name()))));
@@ -72,6 +72,7 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
     let chain = connect(&config).await?;
     let marketplace = config.contracts.job_marketplace;
     let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
+    store.watch(&config.contracts.indexed()).await.map_err(|error| Fault::Usage.of(error))?;
     let metrics = Metrics::new();
     let mut indexer = Indexer::new(chain, store.clone(), Health::default(), metrics.clone(), config.chain.indexer());
     let bar = progress("blocks");

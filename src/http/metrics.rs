@@ -31,6 +31,7 @@ pub struct Metrics {
     pub indexed_block: Gauge,
     pub logs: Counter,
     pub undecoded_logs: Counter,
+    pub upgraded_contracts: Gauge,
     pub reorgs: Counter,
     pub corrected_blocks: Counter,
     pub sweeps: Counter,
@@ -66,6 +67,7 @@ impl Metrics {
             indexed_block: Gauge::default(),
             logs: Counter::default(),
             undecoded_logs: Counter::default(),
+            upgraded_contracts: Gauge::default(),
             reorgs: Counter::default(),
             corrected_blocks: Counter::default(),
             sweeps: Counter::default(),
@@ -94,6 +96,11 @@ impl Metrics {
             "undecoded_logs",
             "contract logs kept raw because they could not be decoded",
             m.undecoded_logs.clone(),
+        );
+        registry.register(
+            "upgraded_contracts",
+            "times that a contract said its code was replaced, or may be by another: its logs may mean something else",
+            m.upgraded_contracts.clone(),
         );
         registry.register("reorgs", "rewinds after a reorganisation of the chain", m.reorgs.clone());
         registry.register(

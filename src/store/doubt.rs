@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sqlx::{Row, SqliteConnection};
 
 use super::journal::cover;
-use super::{Store, hash, history, raw_log};
+use super::{Store, address, hash, history, raw_log};
 use crate::market::coverage::Coverage;
 use crate::market::event::{Event, Level};
 use crate::market::job::Job;
@@ -22,7 +22,7 @@ pub struct Census {
     pub newest: JobId,
     /// Jobs before that one that no log posted, newest first; of many only the newest.
     pub missing: Vec<JobId>,
-    /// What the registry logged of the host that was asked for, in order.
+    /// What the registry logged of the host, in order.
     pub host_events: Vec<Event>,
 }
 
@@ -32,11 +32,11 @@ impl Census {
 }
 
 impl Store {
-    /// Returns what the logs up to the cursor tell, and of `host` what the registry logged; `None` in a new file.
+    /// Returns what the logs up to the cursor tell, and what a registry logged of a host; `None` in a new file.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub async fn census(&self, host: Option<Address>) -> Result<Option<Census>> {
+    pub async fn census(&self, host: Option<(Address, Address)>) -> Result<Option<Census>> {
         // One transaction, so that all of it is of one moment.
         let mut tx = self.readers.begin().await?;
         let row = sqlx::query("SELECT number, hash FROM cursor").fetch_optional(&mut *tx).await?;
@@ -48,13 +48,14 @@ impl Store {
             sqlx::query_as("SELECT count(*), coalesce(max(id), 0) FROM job").fetch_one(&mut *tx).await?;
         let missing = if jobs_known == newest { Vec::new() } else { missing(&mut tx).await? };
         let mut host_events = Vec::new();
-        if let Some(host) = host {
+        if let Some((registry, host)) = host {
             let rows = sqlx::query(
                 "SELECT number, hash, log_index, tx_hash, address, topics, data FROM log JOIN block ON block.seq = log.block
-                 WHERE job IS NULL AND canonical = 1 AND substr(topics, 33, 32) = ? AND kind IN
+                 WHERE job IS NULL AND canonical = 1 AND address = ? AND substr(topics, 33, 32) = ? AND kind IN
                      ('NodeRegistered', 'StakeAdded', 'NodeSlashed', 'NodeUnregistered', 'StakeMoved')
                  ORDER BY number, log_index",
             )
+            .bind(registry.as_slice())
             .bind(host.into_word().to_vec())
             .fetch_all(&mut *tx)
             .await?;
@@ -92,6 +93,46 @@ impl Store {
         tx.commit().await?;
         self.wake();
         Ok(doubted.iter().map(|range| range.to - range.from + 1).sum())
+    }
+
+    /// Notes whose logs the file holds. Where a contract is new to it, every block is read again in the background.
+    ///
+    /// # Errors
+    /// If the file holds logs of a contract that is not among `addresses`.
+    pub async fn watch(&self, addresses: &[Address]) -> Result<()> {
+        let known: Vec<Vec<u8>> = sqlx::query_scalar("SELECT address FROM watched").fetch_all(&self.readers).await?;
+        let gone = known.iter().find(|known| !addresses.iter().any(|address| address.as_slice() == known.as_slice()));
+        if let Some(gone) = gone {
+            anyhow::bail!(
+                "the file holds the logs of contract {}, which the configuration does not name: use another data_dir or \
+                 correct [contracts]",
+                Address::try_from(&gone[..]).context("a stored address is not 20 bytes")?
+            );
+        }
+        let new = addresses.iter().filter(|address| !known.iter().any(|known| known.as_slice() == address.as_slice()));
+        let new: Vec<&Address> = new.collect();
+        // A file without any is new, or older than this list.
+        if !known.is_empty() && !new.is_empty() {
+            let blocks = self.doubt(0, Level::Complete).await?;
+            tracing::warn!(blocks, contracts = ?new, "contracts are new to the file: its blocks are read again");
+        }
+        for address in new {
+            sqlx::query("INSERT INTO watched VALUES (?)").bind(address.as_slice()).execute(&self.writer).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns each time that a contract said of itself that its code was replaced, or may be by another: block, contract and
+    /// event, in order.
+    pub async fn replaced_code(&self) -> Result<Vec<(u64, Address, String)>> {
+        let rows = sqlx::query(
+            "SELECT number, address, kind FROM log JOIN block ON block.seq = log.block
+             WHERE job IS NULL AND canonical = 1 AND kind IN (SELECT value FROM json_each(?)) ORDER BY number, log_index",
+        )
+        .bind(serde_json::to_string(&Event::CODE_REPLACED)?)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| Ok((row.get::<i64, _>(0) as u64, address(row, 1)?, row.get(2)))).collect()
     }
 
     /// Returns the jobs in doubt, each with what is otherwise.

@@ -263,7 +263,7 @@ async fn a_census_is_of_one_block_and_names_what_is_missing() {
     let says: Vec<&[Says]> = vec![&[[TERMS, 4]], &[[TERMS, 5], [CLAIMED, 4]], &[[REFUNDED, 5]], &[[TERMS, 9]], &[]];
     let blocks = chain(None, 0, &says);
     extend(&store, &blocks).await.unwrap();
-    let census = store.census(Some(US)).await.unwrap().unwrap();
+    let census = store.census(Some((MARKETPLACE, US))).await.unwrap().unwrap();
     assert_eq!((census.at, census.newest), (blocks[4].0.block, JobId(9)));
     assert_eq!(census.jobs, store.live_jobs().await.unwrap());
     assert_eq!(census.jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [4, 9]);
@@ -310,6 +310,30 @@ async fn blocks_in_doubt_are_proven_again() {
         assert_eq!(store.confirm(&proven).await.unwrap(), []);
     }
     assert_eq!(coverage().await, [of(100, 104, Complete, None)]);
+}
+
+#[tokio::test]
+async fn a_contract_that_is_new_to_a_file_has_its_blocks_read_again() {
+    let (file, store) = fresh().await;
+    let [first, second] = [MARKETPLACE, Address::repeat_byte(0x44)];
+    let blocks = chain(None, 0, &[&[[TERMS, 1]], &[], &[]]);
+    store.watch(&[first]).await.unwrap();
+    extend(&store, &blocks).await.unwrap();
+    store.watch(&[first]).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None);
+    store.watch(&[first, second]).await.unwrap();
+    assert_eq!(store.coverage().await.unwrap(), [Coverage::of(100, 102, Level::Claimed, None)]);
+    store.confirm(&range(&blocks)).await.unwrap();
+    store.watch(&[second, first]).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None, "told once");
+    store.close().await;
+    let store = file.open().await;
+    let error = store.watch(&[first]).await.unwrap_err().to_string();
+    assert!(error.contains(&second.to_string()) && error.contains("data_dir"), "{error}");
+    // A file older than the list.
+    sqlx::query("DELETE FROM watched").execute(&store.writer).await.unwrap();
+    store.watch(&[first, second]).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -60,6 +60,8 @@ pub struct Indexer {
     store: Store,
     health: Health,
     metrics: Metrics,
+    /// How many times code was seen to be replaced.
+    replaced: usize,
     settings: Settings,
 }
 
@@ -73,8 +75,9 @@ impl Task for Indexer {
     /// If the endpoint or the store fails, the chain moved meanwhile, or facts conflict. Nothing is half-done.
     async fn pass(&mut self) -> Result<Pass> {
         let stepped = self.step().await;
-        if let Err(error) = &stepped {
-            self.health.ill(PART, format!("{error:#}"));
+        match &stepped {
+            Ok(_) => self.tell_replaced().await?,
+            Err(error) => self.health.ill(PART, format!("{error:#}")),
         }
         stepped
     }
@@ -85,7 +88,8 @@ impl Indexer {
     pub fn new(chain: Chain, store: Store, health: Health, metrics: Metrics, settings: Settings) -> Self {
         let reach = Reach::new(CLAIMED_BLOCKS_MAX);
         let doubt_again = Instant::now() + settings.doubt_again;
-        Self { pool: chain.clone(), chain, reach, doubts: Vec::new(), doubt_again, store, health, metrics, settings }
+        let doubts = Vec::new();
+        Self { pool: chain.clone(), chain, reach, doubts, doubt_again, store, health, metrics, replaced: 0, settings }
     }
 
     async fn step(&mut self) -> Result<Pass> {
@@ -253,6 +257,17 @@ impl Indexer {
             }
         }
         Ok(range)
+    }
+
+    /// Raises the alarm where a contract's code was replaced.
+    async fn tell_replaced(&mut self) -> Result<()> {
+        let replaced = self.store.replaced_code().await?;
+        self.metrics.upgraded_contracts.set(replaced.len() as i64);
+        for (block, contract, event) in replaced.iter().skip(self.replaced) {
+            tracing::error!(block, %contract, event, "a contract's code was replaced, or may be: its logs may mean something else");
+        }
+        self.replaced = replaced.len();
+        Ok(())
     }
 
     /// Counts what is proven and says what is not.

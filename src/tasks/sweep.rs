@@ -96,7 +96,8 @@ impl Sweep {
     }
 
     async fn sweep(&mut self) -> Result<()> {
-        let Some(census) = self.store.census(self.us).await? else { return Ok(()) };
+        let host = self.us.map(|us| (self.chain.contracts().node_registry, us));
+        let Some(census) = self.store.census(host).await? else { return Ok(()) };
         let coverage = self.store.coverage().await?;
         let mut found = BTreeMap::new();
         for (subject, what) in self.compare(&census).await? {

@@ -13,7 +13,7 @@ use serde_json::json;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
 use crate::faults::Proxy;
-use crate::world::{WAIT_MAX, World, nothing_left, peer, transactions, until, until_job};
+use crate::world::{WAIT_MAX, World, metric, nothing_left, peer, transactions, until, until_job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_an_endpoint_hides_everywhere_is_found_and_mended() -> Result<()> {
@@ -144,10 +144,4 @@ async fn until_well(node: &Node) -> Result<()> {
     })
     .await
     .with_context(|| format!("{:?}", node.health.problems()))
-}
-
-async fn metric(node: &Node, name: &str) -> Result<u64> {
-    let metrics = reqwest::get(format!("http://{}/metrics", node.http_address())).await?.text().await?;
-    let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("fabstir_{name} ")));
-    Ok(line.with_context(|| format!("no metric {name}"))?.parse()?)
 }

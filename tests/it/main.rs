@@ -1,5 +1,6 @@
 //! Scenarios on real parts, each file named as a sentence. One binary: every further one would link everything again.
 
+mod a_contract_is_not_what_it_was;
 mod a_final_block_is_never_taken_back;
 mod a_host_waits_for_the_depth_it_asks;
 mod a_job_given_up_is_taken_by_another;

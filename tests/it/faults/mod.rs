@@ -175,7 +175,7 @@ impl Index {
     async fn at(chains: &Chains, proxies: &[&Proxy], file: &Path, blocks_per_step: u64) -> Result<Index> {
         let urls = proxies.iter().map(|proxy| proxy.url.clone()).collect();
         let endpoints = Endpoints { urls, requests_per_second: 0, timeout: TIMEOUT };
-        let chain = Chain::unchecked(endpoints, devnet::CHAIN_ID, chains.world.book.contracts)?;
+        let chain = Chain::unchecked(endpoints, devnet::CHAIN_ID, chains.world.book.contracts.clone())?;
         Index::new(chain, file, chains.world.book.block, blocks_per_step, Prove::Live).await
     }
 
@@ -404,7 +404,7 @@ async fn at_a_stranger(chains: &Chains, url: &str, passes: u32, file: &Path) -> 
 
 async fn at_a_stranger_first(chains: &Chains, url: &str, file: &Path) -> Result<Found> {
     let proxy = Proxy::start(url).await?;
-    let connect = async || Chain::connect(&proxy.url, devnet::CHAIN_ID, chains.world.book.contracts).await;
+    let connect = async || Chain::connect(&proxy.url, devnet::CHAIN_ID, chains.world.book.contracts.clone()).await;
     let (right, sign) = match connect().await {
         Ok(_) => (Err("it was taken for the right one".to_owned()), "nothing".into()),
         Err(error) => (Ok(()), format!("refused to start: {error:#}")),
