@@ -187,7 +187,7 @@ impl Source {
             }
             Source::Both(one, other) => {
                 let (first, second) = tokio::try_join!(one.range(from, to), other.range(from, to))?;
-                let range = held_against(&one.name(), &first, &other.name(), second, report);
+                let range = held_against(one.name(), &first, other.name(), second, report);
                 told_otherwise(one, &range, report).await;
                 told_otherwise(other, &range, report).await;
                 Ok(range)

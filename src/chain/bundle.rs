@@ -54,7 +54,7 @@ impl Chain {
         let scratch =
             tempfile::NamedTempFile::new_in(folder).with_context(|| format!("write in {}", folder.display()))?;
         let mut writer = BufWriter::new(scratch);
-        let head = Head { format: FORMAT.into(), chain_id: self.id, contracts: self.contracts.clone(), from, to };
+        let head = Head { format: FORMAT.into(), chain_id: self.id, contracts: self.contracts().clone(), from, to };
         line(&mut writer, &head)?;
         let (mut next, mut last) = (from, None);
         while next <= to {

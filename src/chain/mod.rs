@@ -140,7 +140,7 @@ pub struct Chain {
     /// What is asked, for errors.
     endpoint: String,
     id: u64,
-    contracts: Contracts,
+    contracts: Arc<Contracts>,
 }
 
 impl Chain {
@@ -163,10 +163,10 @@ impl Chain {
     }
 
     fn at_pace(endpoints: impl Into<Endpoints>, id: u64, contracts: Contracts, pace: Pace) -> Result<Self> {
-        Ok(Self::over(Arc::new(Pool::new(&endpoints.into(), id, pace)?), None, id, contracts))
+        Ok(Self::over(Arc::new(Pool::new(&endpoints.into(), id, pace)?), None, id, Arc::new(contracts)))
     }
 
-    fn over(pool: Arc<Pool>, pinned: Option<usize>, id: u64, contracts: Contracts) -> Self {
+    fn over(pool: Arc<Pool>, pinned: Option<usize>, id: u64, contracts: Arc<Contracts>) -> Self {
         let client = RpcClient::new(Route { pool: pool.clone(), pinned }, false);
         let endpoint = pool.name(pinned);
         Self { provider: RootProvider::new(client.clone()), client, pool, pinned, endpoint, id, contracts }

@@ -185,7 +185,8 @@ mod tests {
     #[test]
     fn each_thing_that_is_otherwise_is_named() {
         let other = Address::repeat_byte(0xcc);
-        let changes: [(usize, fn(&mut Record), &str); 9] = [
+        type Change = fn(&mut Record);
+        let changes: [(usize, Change, &str); 9] = [
             (1, |r| r.host = Some(Address::repeat_byte(0xcc)), "host"),
             (2, |r| r.root = B256::ZERO, "root"),
             (4, |r| r.release_at.0 += 1, "release time"),
