@@ -53,8 +53,8 @@ pub const TABLE: &[Row] = &[
         proxy.answer(RECEIPTS, When::Always, |_, answer| alter(answer, "topics"));
     }),
     row("two logs of a block are swapped in both", &["the receipts' root is"], |_, proxy| {
-        proxy.answer("eth_getLogs", When::Always, |_, answer| each_logs(answer, swap));
-        proxy.answer(RECEIPTS, When::Always, |_, answer| each_logs(answer, swap));
+        proxy.answer("eth_getLogs", When::Always, |_, answer| each_logs(answer, |logs| swap(logs)));
+        proxy.answer(RECEIPTS, When::Always, |_, answer| each_logs(answer, |logs| swap(logs)));
     }),
     row("no receipts, and a log is missing in eth_getLogs", &["no receipts of the block"], |_, proxy| {
         proxy.answer("eth_getLogs", When::Always, |_, answer| leave_out(answer));
@@ -405,9 +405,9 @@ fn invent(answer: &mut Value) {
 fn alter(answer: &mut Value, what: &str) {
     each_logs(answer, |logs| match (logs.last_mut(), what) {
         (Some(log), "topics") => {
-            _ = log["topics"]
-                .as_array_mut()
-                .and_then(|topics| Some(*topics.last_mut()? = json!(B256::with_last_byte(9))));
+            if let Some(topic) = log["topics"].as_array_mut().and_then(|topics| topics.last_mut()) {
+                *topic = json!(B256::with_last_byte(9));
+            }
         }
         (Some(log), _) => log["data"] = json!(log["data"].as_str().unwrap_or("0x").replace(['1', '2', '3'], "4")),
         (None, _) => {}
@@ -415,8 +415,8 @@ fn alter(answer: &mut Value, what: &str) {
 }
 
 /// Swaps what the first two logs say.
-fn swap(logs: &mut Vec<Value>) {
-    if let [first, second, ..] = &mut logs[..] {
+fn swap(logs: &mut [Value]) {
+    if let [first, second, ..] = logs {
         std::mem::swap(&mut first["data"], &mut second["data"]);
         std::mem::swap(&mut first["topics"], &mut second["topics"]);
     }
