@@ -48,7 +48,7 @@ const ROUNDS_AFTER: u32 = 30;
 /// Between a failed pass and the next.
 const PAUSE: Duration = Duration::from_millis(200);
 /// The longest that an answer may take.
-const TIMEOUT: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(8);
 /// Rows worked on at once.
 const AT_ONCE: usize = 8;
 
