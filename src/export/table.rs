@@ -127,7 +127,7 @@ impl Table {
     }
 
     /// Returns the columns besides [`CHECK`].
-    pub fn columns(self) -> &'static [Column] {
+    pub(super) fn columns(self) -> &'static [Column] {
         match self {
             Table::Events => &EVENTS,
             Table::Jobs => &JOBS,
