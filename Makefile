@@ -86,9 +86,10 @@ gas: setup ## what a job costs in gas with real proofs, as one JSON object: alon
 	@GAS_JSON=$(CURDIR)/.fabstir/gas.json cargo test --quiet --test it one_proof_completes_four_jobs >&2
 	@cat .fabstir/gas.json
 
-faults: setup ## what the indexer does when its endpoint lies, lags or breaks, as a table; FAULTS_KILLS=n, FAULTS_ONLY=words
+faults: setup ## what the indexer does when its endpoint lies, lags or breaks, as a table
 	@mkdir -p .fabstir && rm -f .fabstir/faults.txt
-	@FAULTS_REPORT=$(CURDIR)/.fabstir/faults.txt cargo test --quiet --test it faults::faults >&2 || failed=1; \
+	@FAULTS_KILLS=$${FAULTS_KILLS:-50} FAULTS_REPORT=$(CURDIR)/.fabstir/faults.txt \
+	  cargo test --quiet --test it faults::faults >&2 || failed=1; \
 	  cat .fabstir/faults.txt; exit $${failed:-0}
 
 abi: setup ## write abi/*.json from the contracts

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::chain::{Bundle, Chain};
+use crate::chain::{Bundle, Chain, disproven};
 use crate::market::event::{Event, Header, Range, RawLog};
 use crate::market::types::B256;
 use crate::store::{LogRow, Store};
@@ -93,7 +93,6 @@ impl Source {
             divergences_found: 0,
             lies: Vec::new(),
         };
-        let last_final = store.finality().await?;
         let mut relinked = false;
         let mut next = from;
         while next <= to {
@@ -104,8 +103,10 @@ impl Source {
                 let reason = stretch.reason.as_ref().map(|reason| format!("block {}: {reason}", stretch.from));
                 report.unproven = report.unproven.take().or(reason);
             }
-            let final_number = last_final.as_ref().map(|last| last.block.number);
-            compare_blocks(&store.blocks(next, last).await?, &range, final_number, &mut report);
+            let stored = store.blocks(next, last).await?;
+            // After the blocks: a node that runs drops headers below each newer final block.
+            let last_final = store.finality().await?;
+            compare_blocks(&stored, &range, last_final.as_ref().map(|last| last.block.number), &mut report);
             if let Some(last_final) = &last_final
                 && let Some(header) = range.headers.iter().find(|header| header.block.number == last_final.block.number)
                 && header.block != last_final.block
@@ -186,7 +187,7 @@ impl Source {
             }
             Source::Both(one, other) => {
                 let (first, second) = tokio::try_join!(one.range(from, to), other.range(from, to))?;
-                let range = held_against(&one.name(), &first, &other.name(), second, report);
+                let range = held_against(one.name(), &first, other.name(), second, report);
                 told_otherwise(one, &range, report).await;
                 told_otherwise(other, &range, report).await;
                 Ok(range)
@@ -207,10 +208,13 @@ fn held_against(one: &str, first: &Range, other: &str, second: Range, report: &m
                 "block {number}: {one} has {}, {other} has {}, and each proves its own: two chains",
                 mine.block.hash, theirs.block.hash
             )),
-            (true, false) | (false, true) if mine != theirs || a.logs != b.logs => {
+            (true, false) | (false, true) => {
                 let (liar, reason) = if proven.0 { (other, &b.coverage.reason) } else { (one, &a.coverage.reason) };
                 let reason = reason.as_deref().unwrap_or("it does not prove it");
-                report.lies.push(format!("block {number}: {liar} lies: {reason}"));
+                // One that only lacks receipts tells no lie as long as it tells the same.
+                if mine != theirs || a.logs != b.logs || disproven(reason) {
+                    report.lies.push(format!("block {number}: {liar} lies: {reason}"));
+                }
             }
             (false, false) if mine != theirs || a.logs != b.logs => {
                 report

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::chain::{self, Contracts, Endpoints};
+use crate::market::gate::Gates;
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
 use crate::tasks::indexer::{Prove, Settings};
@@ -64,6 +65,9 @@ pub struct ChainConfig {
     /// How deep a block lies that counts as final where the endpoint calls none so; 0: none does.
     #[serde(default = "default_finality_depth")]
     pub finality_depth: u64,
+    /// Between two comparisons of the stored jobs with the contracts' own word; 0: never.
+    #[serde(default = "default_sweep_seconds")]
+    pub sweep_seconds: u64,
 }
 
 /// How long blocks that could not be proven are let be.
@@ -125,9 +129,9 @@ pub struct HostConfig {
     /// Addresses at which peers reach the host from outside, as multiaddresses; published when it registers.
     #[serde(default)]
     pub public_addresses: Vec<String>,
-    /// Whether to claim jobs of blocks whose logs are not proven: only for an endpoint that gives no receipts, and is trusted.
+    /// What must stand on a block before an action rests on it.
     #[serde(default)]
-    pub claim_unproven: bool,
+    pub gate: Gates,
     /// Output tokens per second this host counts on when it looks at a deadline.
     #[serde(default = "default_tokens_per_second")]
     pub tokens_per_second: u32,
@@ -189,6 +193,9 @@ fn default_poll_ms() -> u64 {
 }
 fn default_finality_depth() -> u64 {
     1800
+}
+fn default_sweep_seconds() -> u64 {
+    300
 }
 fn default_blocks_per_step() -> u64 {
     100
@@ -287,6 +294,10 @@ impl Config {
                     .with_context(|| format!("environment variable {name}={told}"))?;
             }
         }
+        ensure!(
+            table.get("host").and_then(|host| host.get("claim_unproven")).is_none(),
+            "host.claim_unproven is no entry any more: [host.gate.claim] with proof = \"claimed\" claims on an endpoint's word"
+        );
         let mut config: Config = table.try_into()?;
         config.resolve(folder);
         config.check()?;
@@ -327,9 +338,11 @@ impl Config {
                 chain::shown(url)
             );
         }
+        self.contracts.check()?;
         within("chain.requests_per_second", self.chain.requests_per_second.into(), 0, 1_000_000)?;
         within("chain.timeout_seconds", self.chain.timeout_seconds, 1, 600)?;
         within("chain.poll_ms", self.chain.poll_ms, 10, 60_000)?;
+        within("chain.sweep_seconds", self.chain.sweep_seconds, 0, 86_400)?;
         within("chain.blocks_per_step", self.chain.blocks_per_step, 1, 10_000)?;
         within("prover.concurrency", self.prover.concurrency as u64, 1, 64)?;
         within("prover.timeout_seconds", self.prover.timeout_seconds, 5, 86_400)?;
@@ -451,6 +464,16 @@ mod tests {
     }
 
     #[test]
+    fn further_contracts_are_read() {
+        let text = "[[contracts.also]]\nrole='node_registry'\naddress='0x0000000000000000000000000000000000000044'\nto=9
+            [[contracts.also]]\nrole='node_registry'\naddress='0x0000000000000000000000000000000000000002'\nfrom=7\nabi='unknown'";
+        let also = read(&format!("{MINIMAL}\n{text}"), &[]).unwrap().contracts.also;
+        let told = also.iter().map(|also| (also.role, also.from, also.to, also.abi)).collect::<Vec<_>>();
+        let role = chain::Role::NodeRegistry;
+        assert_eq!(told, [(role, 0, 9, chain::Abi::V1), (role, 7, i64::MAX as u64, chain::Abi::Unknown)]);
+    }
+
+    #[test]
     fn the_environment_wins() {
         let set = [("CHAIN_ID", "84532"), ("P2P_PORT", "4500"), ("API_PORT", "0"), ("RPC_URL", "https://rpc.example")];
         let config = read(MINIMAL, &set).unwrap();
@@ -488,7 +511,15 @@ mod tests {
         assert!(error(MINIMAL, &[("CHAIN_ID", "base")]).contains("CHAIN_ID=base"));
         assert!(error(MINIMAL, &[("P2P_PORT", "70000")]).contains("P2P_PORT=70000"));
         assert!(error(&MINIMAL.replace("0000000005", "zz"), &[]).contains("proof_system"));
+        let second =
+            "[[contracts.also]]\nrole='job_marketplace'\naddress='0x0000000000000000000000000000000000000044'\nto=9";
+        let second = error(&format!("{MINIMAL}\n{second}"), &[]);
+        assert!(second.contains("contracts.also[0]: a second JobMarketplace"), "{second}");
         let host = "[host]\nkeystore='k'\npassword_file='p'\nmodels=[{path='none.gguf'}]\n";
+        let removed = error(&format!("{MINIMAL}\n{host}claim_unproven=true"), &[]);
+        assert!(removed.contains("claim_unproven") && removed.contains("[host.gate.claim]"), "{removed}");
+        let gate = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='1'}}\n[host.gate.claim]\ndepth='deep'"), &[]);
+        assert!(gate.contains("depth = \"deep\"") && gate.contains("host.gate.claim"), "{gate}");
         let model = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='1'}}"), &[]);
         assert!(model.contains("host.models[0].path"), "{model}");
         let price = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='cheap'}}"), &[]);

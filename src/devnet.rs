@@ -138,7 +138,8 @@ impl Devnet {
 /// If the endpoint fails or answers with an error.
 pub async fn rpc(url: &str, method: &str, params: Value) -> Result<Value> {
     let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-    let client = reqwest::Client::builder().timeout(START_WITHIN).build()?;
+    // No certificates: reading the system's takes longer than the call.
+    let client = reqwest::Client::builder().timeout(START_WITHIN).tls_certs_only([]).build()?;
     let mut answer: Value =
         client.post(url).json(&body).send().await?.json().await.with_context(|| format!("call {method}"))?;
     ensure!(answer["error"].is_null(), "{method}: {}", answer["error"]);

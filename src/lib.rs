@@ -43,6 +43,7 @@
 //! - Only a canonical `JobClaimed` makes a job ours, and it always does, whatever our bookkeeping believed.
 //! - No inference before the claim is canonical; no transaction mentions what is not on disk.
 //! - Which logs a block has is proven by its hash, or it is marked as an endpoint's word and no money is risked on it.
+//! - What the contracts keep is compared with what the logs told ([`tasks::sweep`]); a job of which they say otherwise is let alone.
 //! - A block that the chain called final is never taken back: an endpoint that has another stops claims and sends.
 //! - A signed transaction keeps its nonce; the same bytes go out again until a receipt stands in a canonical block.
 //! - Logs, jobs and cursor change in one database transaction; an orphaned log stays as the auditor's trail.

@@ -13,6 +13,7 @@ use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
 use crate::http::{self, Health, Kind, Metrics, Server};
+use crate::market::gate::Gates;
 use crate::market::policy::Policy;
 use crate::market::types::Address;
 use crate::p2p::{self, Inbound, P2p};
@@ -21,10 +22,12 @@ use crate::store::Store;
 use crate::tasks::{
     Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prove::Prove, scheduler::Scheduler,
 };
-use crate::tasks::{submitter::Submitter, worker::Worker};
+use crate::tasks::{submitter::Submitter, sweep, sweep::Sweep, worker::Worker};
 
 /// A part that reports less often than this is not ready.
 const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+/// As that, of one that asks for much in one turn.
+const SWEEP_AGE_MAX: Duration = Duration::from_secs(600);
 /// A step of the model that takes longer means a stuck device.
 const STEP_AGE_MAX: Duration = Duration::from_secs(60);
 /// Token streams and receipts served at once; further ones wait.
@@ -49,7 +52,7 @@ struct Host {
     engines: Arc<Vec<Engine>>,
     prover: Arc<Prover>,
     policy: Policy,
-    claims_unproven: bool,
+    gates: Gates,
     slots: u32,
     fee_cap_max: u128,
 }
@@ -61,13 +64,14 @@ impl Node {
     /// If anything a node needs is not so: endpoint, chain, contracts, key, stake, gas money, model, prover, ports. The
     /// error says which and what would be right. Nothing was claimed.
     pub async fn start(config: &Config) -> Result<Node> {
-        let chain = Chain::connect(config.chain.endpoints(), config.chain.id, config.contracts).await?;
+        let chain = Chain::connect(config.chain.endpoints(), config.chain.id, config.contracts.clone()).await?;
         let host = match &config.host {
             Some(host) => Some(Host::prepare(config, host, &chain).await?),
             None => None,
         };
         let marketplace = config.contracts.job_marketplace;
         let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
+        store.watch(&config.contracts.indexed()).await?;
         let content = Content::open(&config.content())?;
         store.free_leases().await?;
         let identity = p2p::identity::load_or_create(&config.data_dir.join("peer.key"))?;
@@ -125,6 +129,17 @@ impl Node {
         let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
         let never = || watch::channel(0).1;
         self.drive(indexer, poll, heads.unwrap_or_else(never), &metrics);
+        match config.chain.sweep_seconds {
+            // What an earlier run doubted, none would ever clear.
+            0 => store.set_doubts(&Default::default()).await?,
+            seconds => {
+                self.health.expect(sweep::PART, SWEEP_AGE_MAX);
+                let (chain, store, health) = (chain.clone(), store.clone(), self.health.clone());
+                let every = Duration::from_secs(seconds);
+                let sweep = Sweep::new(chain, store, health, metrics.clone(), self.host, every);
+                self.drive(sweep, poll, never(), &metrics);
+            }
+        }
         self.watch_endpoints(&metrics);
         let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
         let Some(host) = host else {
@@ -142,7 +157,6 @@ impl Node {
             metrics: metrics.clone(),
             policy: host.policy.clone(),
             us,
-            claims_unproven: host.claims_unproven,
             slots: host.slots,
             declined: Default::default(),
         };
@@ -175,9 +189,11 @@ impl Node {
             content: content.clone(),
             metrics: metrics.clone(),
             signer: host.signer.clone(),
+            gates: host.gates,
             fee_cap_max: host.fee_cap_max,
             sent: Default::default(),
             refused: Default::default(),
+            waiting: Default::default(),
         };
         self.drive(submitter, poll, store.changes(), &metrics);
         let announcer = gossip::Announcer {
@@ -384,11 +400,12 @@ impl Host {
             tokens_per_second: host.tokens_per_second,
             margin_seconds: host.margin_seconds,
             proves: true,
+            gate: host.gate.claim,
         };
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
-        let claims_unproven = host.claim_unproven;
-        Ok(Host { signer, engines, prover, policy, claims_unproven, slots, fee_cap_max: host.fee_cap_max_wei.into() })
+        let gates = host.gate;
+        Ok(Host { signer, engines, prover, policy, gates, slots, fee_cap_max: host.fee_cap_max_wei.into() })
     }
 }
 

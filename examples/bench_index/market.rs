@@ -173,9 +173,9 @@ impl Market {
 
     /// Gives renters money and registers the hosts.
     async fn populate(&mut self) -> Result<()> {
-        let contracts = self.book.contracts;
+        let contracts = &self.book.contracts;
         let (fab, usd) = (contracts.governance_token, self.book.usd.context("no test token")?);
-        let chain = Chain::connect(&self.devnet.rpc_url, devnet::CHAIN_ID, contracts).await?;
+        let chain = Chain::connect(&self.devnet.rpc_url, devnet::CHAIN_ID, contracts.clone()).await?;
         let stake = chain.stake_min().await?;
         let nonce: U64 = self.rpc.call("eth_getTransactionCount", json!([DEPLOYER, "latest"])).await?;
         self.nonces.insert(DEPLOYER, nonce.to());
@@ -248,7 +248,7 @@ impl Market {
 
     /// Returns the transactions that do these acts, and plans what follows.
     fn acted(&mut self, acts: Vec<(JobId, Act)>) -> Result<Vec<Tx>> {
-        let contracts = self.book.contracts;
+        let contracts = &self.book.contracts;
         let mut txs = Vec::new();
         let mut completed: BTreeMap<Address, Vec<(JobId, Cid)>> = BTreeMap::new();
         let mut released: BTreeMap<Address, Vec<JobId>> = BTreeMap::new();
@@ -424,7 +424,7 @@ impl Market {
 
     /// Returns how many events of each kind there are, by the name that the indexer gives them.
     pub fn kinds(&self) -> Result<BTreeMap<&'static str, u64>> {
-        let chain = Chain::unchecked(&self.devnet.rpc_url, devnet::CHAIN_ID, self.book.contracts)?;
+        let chain = Chain::unchecked(&self.devnet.rpc_url, devnet::CHAIN_ID, self.book.contracts.clone())?;
         let decode = chain.decoder();
         let mut kinds = BTreeMap::new();
         for (count, first) in self.by_topic.values() {

@@ -28,6 +28,14 @@ contract!(accounts, BaseAccountIntegration, "abi/BaseAccountIntegration.json");
 contract!(timelock, TimelockController, "abi/TimelockController.json");
 
 sol! {
+    /// What a proxy logs of itself. Source: ERC-1967, <https://eips.ethereum.org/EIPS/eip-1967>.
+    #[derive(Debug)]
+    interface Erc1967 {
+        event Upgraded(address indexed implementation);
+        event BeaconUpgraded(address indexed beacon);
+        event AdminChanged(address previousAdmin, address newAdmin);
+    }
+
     interface Erc1271 {
         function isValidSignature(bytes32 hash, bytes signature) external view returns (bytes4);
     }

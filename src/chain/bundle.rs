@@ -54,7 +54,7 @@ impl Chain {
         let scratch =
             tempfile::NamedTempFile::new_in(folder).with_context(|| format!("write in {}", folder.display()))?;
         let mut writer = BufWriter::new(scratch);
-        let head = Head { format: FORMAT.into(), chain_id: self.id, contracts: self.contracts, from, to };
+        let head = Head { format: FORMAT.into(), chain_id: self.id, contracts: self.contracts().clone(), from, to };
         line(&mut writer, &head)?;
         let (mut next, mut last) = (from, None);
         while next <= to {
@@ -90,7 +90,7 @@ impl Bundle {
         let head: Head = serde_json::from_str(&first).context("has no head").with_context(what)?;
         ensure!(head.format == FORMAT, "{}: its format is {:?}, not {FORMAT:?}", what(), head.format);
         ensure!(
-            (head.chain_id, head.contracts) == (chain_id, contracts),
+            head.chain_id == chain_id && head.contracts == contracts,
             "{} is of chain {} or of other contracts than the configuration names",
             what(),
             head.chain_id

@@ -14,6 +14,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::prove::HASH_DIFFERS;
 use super::{Chain, decode, prove};
 use crate::market::coverage::{self, Coverage};
 use crate::market::event::{Header, Level, Range, RawLog};
@@ -36,11 +37,19 @@ impl Chain {
 
     /// Returns the newest header that the chain calls final, or `None` where it calls none so.
     pub async fn finalized(&self) -> Result<Option<Header>> {
-        match self.provider.get_block_by_number(BlockNumberOrTag::Finalized).await {
-            Ok(block) => Ok(block.map(|block| header(&block))),
-            // An endpoint that does not know the word, or a chain without finality.
+        self.called(BlockNumberOrTag::Finalized).await.context("read the newest final block")
+    }
+
+    /// Returns the newest header that the chain calls safe, or `None` where it calls none so.
+    pub async fn safe(&self) -> Result<Option<Header>> {
+        self.called(BlockNumberOrTag::Safe).await.context("read the newest safe block")
+    }
+
+    async fn called(&self, tag: BlockNumberOrTag) -> Result<Option<Header>> {
+        match self.block(tag).await {
+            // An endpoint that does not know the word, or a chain that calls no block so.
             Err(error) if error.is_error_resp() => Ok(None),
-            Err(error) => Err(error).context("read the newest final block"),
+            answered => Ok(answered?),
         }
     }
 
@@ -49,7 +58,7 @@ impl Chain {
         self.block(BlockNumberOrTag::Number(number)).await.with_context(|| format!("read block {number}"))
     }
 
-    async fn block(&self, tag: BlockNumberOrTag) -> Result<Option<Header>> {
+    async fn block(&self, tag: BlockNumberOrTag) -> TransportResult<Option<Header>> {
         Ok(self.provider.get_block_by_number(tag).await?.map(|block| header(&block)))
     }
 
@@ -292,7 +301,7 @@ pub(super) fn judged(
 ) -> Result<(Level, Vec<RawLog>), (Level, String)> {
     let computed = header.inner.hash_slow();
     if computed != header.hash {
-        return Err((Level::Claimed, format!("the header's hash is {computed}, the endpoint says {}", header.hash)));
+        return Err((Level::Claimed, format!("{HASH_DIFFERS} {computed}, the endpoint says {}", header.hash)));
     }
     if prove::excludes(&header.logs_bloom(), ours) {
         return Ok((Level::Absent, Vec::new()));

@@ -12,9 +12,11 @@ mod follow;
 pub mod key;
 mod prove;
 mod reach;
+mod record;
 mod send;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,11 +40,13 @@ use endpoint::{Pace, Pool, Route};
 
 pub use bundle::Bundle;
 pub use endpoint::{EndpointState, Endpoints, Failure, shown};
+pub use prove::disproven;
 pub use reach::Reach;
 pub use send::{Fees, Mined, Sent, Signer};
+pub use versions::{Abi, Also, Role};
 
 /// Addresses of the contracts one node works with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contracts {
     pub governance_token: Address,
@@ -56,19 +60,15 @@ pub struct Contracts {
     pub timelock: Address,
     /// Makes renters' smart accounts.
     pub account_factory: Address,
+    /// Further ones whose logs belong to the history, and what is spoken at other times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Also>,
 }
 
 impl Contracts {
-    /// Returns the contracts whose logs are indexed: all but the token, whose transfers are nobody's business here.
-    fn indexed(&self) -> Vec<Address> {
-        let mut indexed: Vec<Address> = self.named().into_iter().map(|(_, address)| address).collect();
-        indexed.retain(|address| *address != self.governance_token);
-        indexed
-    }
-
     /// Returns the reader of these contracts' logs, for a store.
     pub fn decoder(&self) -> impl Fn(&RawLog) -> Result<crate::market::event::Event> + Send + Sync + 'static {
-        let contracts = *self;
+        let contracts = self.clone();
         move |log| decode::event(&contracts, log)
     }
 
@@ -140,7 +140,7 @@ pub struct Chain {
     /// What is asked, for errors.
     endpoint: String,
     id: u64,
-    contracts: Contracts,
+    contracts: Arc<Contracts>,
 }
 
 impl Chain {
@@ -163,10 +163,10 @@ impl Chain {
     }
 
     fn at_pace(endpoints: impl Into<Endpoints>, id: u64, contracts: Contracts, pace: Pace) -> Result<Self> {
-        Ok(Self::over(Arc::new(Pool::new(&endpoints.into(), id, pace)?), None, id, contracts))
+        Ok(Self::over(Arc::new(Pool::new(&endpoints.into(), id, pace)?), None, id, Arc::new(contracts)))
     }
 
-    fn over(pool: Arc<Pool>, pinned: Option<usize>, id: u64, contracts: Contracts) -> Self {
+    fn over(pool: Arc<Pool>, pinned: Option<usize>, id: u64, contracts: Arc<Contracts>) -> Self {
         let client = RpcClient::new(Route { pool: pool.clone(), pinned }, false);
         let endpoint = pool.name(pinned);
         Self { provider: RootProvider::new(client.clone()), client, pool, pinned, endpoint, id, contracts }
@@ -184,7 +184,7 @@ impl Chain {
     }
 
     fn pinned_to(&self, place: usize) -> Self {
-        Self::over(self.pool.clone(), Some(place), self.id, self.contracts)
+        Self::over(self.pool.clone(), Some(place), self.id, self.contracts.clone())
     }
 
     /// Returns what each endpoint has shown of itself.

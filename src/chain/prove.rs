@@ -17,6 +17,12 @@ use serde::{Deserialize, Serialize};
 use crate::market::event::RawLog;
 use crate::market::types::BlockRef;
 
+/// How it is said that receipts are not a block's.
+const ROOT_DIFFERS: &str = "the receipts' root is";
+
+/// How it is said that a header is not what its hash says.
+pub const HASH_DIFFERS: &str = "the header's hash is";
+
 /// The type of an OP-stack deposit's receipt.
 const DEPOSIT: u64 = 0x7e;
 
@@ -47,6 +53,11 @@ struct ReceiptLog {
     data: Bytes,
 }
 
+/// Returns whether the reason why a block is not proven shows that the endpoint told what is not so, rather than too little.
+pub fn disproven(reason: &str) -> bool {
+    reason.contains(ROOT_DIFFERS) || reason.contains(HASH_DIFFERS)
+}
+
 /// Returns whether a block with this bloom has no log of any of `addresses`. No means maybe: a bloom may take others for
 /// ours.
 pub fn excludes(bloom: &Bloom, addresses: &[Address]) -> bool {
@@ -65,7 +76,7 @@ pub fn logs(block: BlockRef, receipts_root: B256, receipts: &[Receipt], addresse
         encoded.push(receipt.encoded().with_context(|| format!("receipt {place}"))?);
     }
     let root = ordered_trie_root_with_encoder(&encoded, |receipt: &Vec<u8>, out| out.put_slice(receipt));
-    ensure!(root == receipts_root, "the receipts' root is {root}, the header's {receipts_root}");
+    ensure!(root == receipts_root, "{ROOT_DIFFERS} {root}, the header's {receipts_root}");
     let mut ours = Vec::new();
     let mut index = 0;
     for receipt in receipts {

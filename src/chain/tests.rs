@@ -173,6 +173,7 @@ fn contracts() -> Contracts {
         governance: g,
         timelock: h,
         account_factory: i,
+        also: Vec::new(),
     }
 }
 

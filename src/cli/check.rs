@@ -142,7 +142,8 @@ pub async fn audit(global: &Global, arguments: &AuditArguments) -> Result<()> {
 /// Returns what the database is held against.
 async fn source(config: &Config, arguments: &AuditArguments) -> Result<Source> {
     if let Some(file) = &arguments.bundle {
-        let bundle = Bundle::open(file, config.chain.id, config.contracts).map_err(|error| Fault::Usage.of(error))?;
+        let bundle =
+            Bundle::open(file, config.chain.id, config.contracts.clone()).map_err(|error| Fault::Usage.of(error))?;
         return Ok(Source::Bundle(bundle));
     }
     let chain = run::connect(config).await?;
@@ -235,7 +236,7 @@ pub async fn doctor(global: &Global) -> Result<()> {
         Err(error) => note("configuration", Err(error)),
         Ok(config) => {
             note("configuration", Ok(global.config.display().to_string()));
-            let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts);
+            let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts.clone());
             if let Ok(chain) = &chain {
                 for one in chain.each() {
                     note("endpoint", one.examine().await.map(|found| found.to_string()));

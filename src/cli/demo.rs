@@ -105,7 +105,7 @@ pub async fn demo(global: &Global, arguments: &DemoArguments) -> Result<()> {
 
 async fn show(global: &Global, arguments: &DemoArguments, folder: &Path) -> Result<()> {
     let stage = Stage::set(global.json, arguments, folder).await?;
-    let chain = Chain::connect(&stage.devnet.rpc_url, devnet::CHAIN_ID, stage.book.contracts).await?;
+    let chain = Chain::connect(&stage.devnet.rpc_url, devnet::CHAIN_ID, stage.book.contracts.clone()).await?;
 
     stage.say("2  a host and a second node, each a process of its own");
     let password = secret(&folder.join("password"))?;
@@ -358,7 +358,7 @@ impl Stage {
     }
 
     async fn store(&self, process: &Process) -> Result<Store> {
-        let chain = Chain::unchecked(&self.devnet.rpc_url, devnet::CHAIN_ID, self.book.contracts)?;
+        let chain = Chain::unchecked(&self.devnet.rpc_url, devnet::CHAIN_ID, self.book.contracts.clone())?;
         let file = process.config.with_extension("").join("node.sqlite");
         Store::open(&file, devnet::CHAIN_ID, self.book.contracts.job_marketplace, Arc::new(chain.decoder())).await
     }

@@ -50,7 +50,7 @@ pub struct EventsArguments {
 /// Runs `fabstir events`.
 pub async fn events(global: &Global, arguments: &EventsArguments) -> Result<()> {
     let config = configuration(global)?;
-    let contracts = config.contracts;
+    let contracts = config.contracts.clone();
     let address = arguments.contract.as_ref().map(|name| contract(&contracts, name)).transpose()?;
     let filter = EventFilter {
         kind: arguments.kind.clone(),

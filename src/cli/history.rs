@@ -153,12 +153,14 @@ pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> 
     let (head, events) = snapshot.journal_head().await?;
     let coverage = snapshot.coverage().await?;
     let finality = snapshot.finality();
+    let (doubts, conflicts) = (store.doubts().await?, store.conflicts().await?);
     if global.json {
         let finality = finality.map(
             |(number, hash, violated)| json!({ "block": { "number": number, "hash": hash }, "violated": violated }),
         );
         return print_json(&json!({
             "block": snapshot.block, "events": events, "journal_head": head, "coverage": coverage, "final": finality,
+            "doubts": doubts, "conflicts": conflicts,
         }));
     }
     say(format!("{events} events up to block {}, journal head {head}", snapshot.block))?;
@@ -166,6 +168,12 @@ pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> 
         None => say("the chain has called no block final yet")?,
         Some((block, _, None)) => say(format!("final up to block {block}"))?,
         Some((_, _, Some(how))) => say(format!("FINALITY VIOLATED: {how}"))?,
+    }
+    for (job, what) in doubts {
+        say(format!("IN DOUBT: job {job}: {what}"))?;
+    }
+    for (_, what) in conflicts {
+        say(format!("CONFLICT: {what}"))?;
     }
     for range in coverage {
         let reason = range.reason.map_or(String::new(), |reason| format!(": {reason}"));

@@ -57,7 +57,7 @@ pub async fn run(global: &Global) -> Result<()> {
 
 /// Connects and checks the endpoint; its failures have an exit code of their own.
 pub async fn connect(config: &Config) -> Result<Chain> {
-    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts)?;
+    let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts.clone())?;
     if let Err(error) = chain.head().await {
         let fault = if Failure::is_other_chain(&error) { Fault::Usage } else { Fault::Endpoint };
         return Err(fault.of(error.context(format!("the endpoint {} does not answer", chain.name()))));
@@ -72,11 +72,15 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
     let chain = connect(&config).await?;
     let marketplace = config.contracts.job_marketplace;
     let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
+    store.watch(&config.contracts.indexed()).await.map_err(|error| Fault::Usage.of(error))?;
     let metrics = Metrics::new();
     let mut indexer = Indexer::new(chain, store.clone(), Health::default(), metrics.clone(), config.chain.indexer());
     let bar = progress("blocks");
+    let never = || tokio::sync::watch::channel(0).1;
+    let mut heads = config.chain.ws_url.clone().map_or_else(never, Chain::wake_on_blocks);
     let follow = async {
         loop {
+            heads.borrow_and_update();
             let passed = indexer.pass().await;
             let at = store.cursor().await?.map_or(0, |cursor| cursor.number);
             bar.set_length(metrics.head_block.get() as u64);
@@ -90,7 +94,11 @@ pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
                 Err(error) if arguments.once => return Err(Fault::Endpoint.of(error)),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "trying again"),
             }
-            tokio::time::sleep(Duration::from_millis(config.chain.poll_ms)).await;
+            let poll = tokio::time::sleep(Duration::from_millis(config.chain.poll_ms));
+            tokio::select! {
+                Ok(()) = heads.changed() => {}
+                () = poll => {}
+            }
         }
     };
     tokio::select! {

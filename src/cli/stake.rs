@@ -135,7 +135,7 @@ pub async fn stake(global: &Global, command: &StakeCommand) -> Result<()> {
         return show(global, &connect(&config).await?, us).await;
     }
     let account = Account::open(global).await?;
-    let contracts = *account.chain.contracts();
+    let contracts = account.chain.contracts();
     match command {
         StakeCommand::Show => unreachable!("answered above"),
         StakeCommand::Add { amount } => {

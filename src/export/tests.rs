@@ -31,6 +31,7 @@ fn contracts() -> Contracts {
         governance: g,
         timelock: h,
         account_factory: i,
+        also: Vec::new(),
     }
 }
 

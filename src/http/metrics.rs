@@ -31,8 +31,11 @@ pub struct Metrics {
     pub indexed_block: Gauge,
     pub logs: Counter,
     pub undecoded_logs: Counter,
+    pub upgraded_contracts: Gauge,
     pub reorgs: Counter,
     pub corrected_blocks: Counter,
+    pub sweeps: Counter,
+    pub sweep_differences: Gauge,
     pub reservations: Gauge,
     pub open_transactions: Gauge,
     /// By kind of transaction.
@@ -64,8 +67,11 @@ impl Metrics {
             indexed_block: Gauge::default(),
             logs: Counter::default(),
             undecoded_logs: Counter::default(),
+            upgraded_contracts: Gauge::default(),
             reorgs: Counter::default(),
             corrected_blocks: Counter::default(),
+            sweeps: Counter::default(),
+            sweep_differences: Gauge::default(),
             reservations: Gauge::default(),
             open_transactions: Gauge::default(),
             transactions_sent: Family::default(),
@@ -91,11 +97,22 @@ impl Metrics {
             "contract logs kept raw because they could not be decoded",
             m.undecoded_logs.clone(),
         );
+        registry.register(
+            "upgraded_contracts",
+            "times that a contract said its code was replaced, or may be by another: its logs may mean something else",
+            m.upgraded_contracts.clone(),
+        );
         registry.register("reorgs", "rewinds after a reorganisation of the chain", m.reorgs.clone());
         registry.register(
             "corrected_blocks",
             "blocks whose logs an endpoint had told wrong, found out when they were proven",
             m.corrected_blocks.clone(),
+        );
+        registry.register("sweeps", "comparisons of the stored jobs with the contracts' own word", m.sweeps.clone());
+        registry.register(
+            "sweep_differences",
+            "jobs, and our registration, of which the contracts say otherwise than the stored logs",
+            m.sweep_differences.clone(),
         );
         registry.register("reservations", "engine slots reserved for jobs", m.reservations.clone());
         registry.register(

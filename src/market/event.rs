@@ -276,6 +276,14 @@ pub enum Event {
 }
 
 impl Event {
+    /// The names of what a contract logs when other code takes its place, or another may put it there.
+    pub const CODE_REPLACED: [&str; 3] = ["Upgraded", "BeaconUpgraded", "AdminChanged"];
+
+    /// Returns whether logs of the contract may mean something else from here on.
+    pub fn replaces_code(&self) -> bool {
+        matches!(self, Event::Noted { name, .. } if Event::CODE_REPLACED.contains(name))
+    }
+
     /// Returns the event's name on the contract.
     pub fn name(&self) -> &'static str {
         match self {

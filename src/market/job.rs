@@ -21,10 +21,12 @@ use super::types::{Address, B256, BlockRef, Cid, JobId, U256, UnixSeconds};
 pub enum Fact {
     /// A canonical contract event and the block that holds it.
     Chain { event: Event, block: BlockRef },
-    /// The hash of the block after the one that holds the commitment: it draws the positions to open.
-    Beacon(B256),
+    /// The block after the one that holds the commitment: its hash draws the positions to open.
+    Beacon(BlockRef),
     /// Something this node finished.
     Work(Work),
+    /// The contracts say otherwise of it than its events, and how.
+    Doubted(String),
 }
 
 /// Something this node finished for a job; recorded once it is durable.
@@ -113,6 +115,8 @@ pub struct Job {
     pub id: JobId,
     pub terms: Terms,
     pub posted: BlockRef,
+    /// The newest block that the state and the beacon rest on.
+    pub rests_on: BlockRef,
     pub state: State,
     /// Net amount and fee, once the escrow paid out.
     pub escrow_released: Option<(U256, U256)>,
@@ -122,6 +126,8 @@ pub struct Job {
     pub proved: Option<Proved>,
     pub announced: bool,
     pub abandoned: Option<String>,
+    /// What the contracts say otherwise of it, while they do.
+    pub doubt: Option<String>,
 }
 
 /// See [`Work::Inferred`].
@@ -244,6 +250,7 @@ impl Job {
             id,
             terms,
             posted,
+            rests_on: posted,
             state: State::Posted,
             escrow_released: None,
             beacon: None,
@@ -252,14 +259,25 @@ impl Job {
             proved: None,
             announced: false,
             abandoned: None,
+            doubt: None,
         }
     }
 
     fn apply(&mut self, fact: &Fact) -> Result<(), Conflict> {
         match fact {
             Fact::Work(work) => self.apply_work(work),
-            Fact::Beacon(hash) => self.beacon = Some(*hash),
-            Fact::Chain { event, .. } => self.apply_event(event)?,
+            Fact::Doubted(what) => self.doubt = Some(what.clone()),
+            Fact::Beacon(block) => {
+                self.beacon = Some(block.hash);
+                if self.terms.requires_proof {
+                    self.rests_on = *block;
+                }
+            }
+            Fact::Chain { event: Event::Noted { .. }, .. } => {}
+            Fact::Chain { event, block } => {
+                self.apply_event(event)?;
+                self.rests_on = *block;
+            }
         }
         Ok(())
     }
@@ -346,7 +364,6 @@ impl Job {
                 | State::Refunded { host: Some(_), .. },
                 Event::BeaconPinned { beacon, .. },
             ) => self.beacon = Some(*beacon),
-            (_, Event::Noted { .. }) => {}
             (state, event) => {
                 return Err(Conflict { job: self.id, state: state.name(), fact: event.name().into() });
             }
@@ -374,6 +391,8 @@ impl Job {
         let expired = now >= self.terms.deadline;
         let untold = self.inferred.is_some() && !self.announced;
         match &self.state {
+            // Something was missed or made up: what follows from it is not to be acted on.
+            _ if self.doubt.is_some() => Next::Wait("what its events and the contracts both say"),
             _ if self.host().is_some_and(|host| host != us) => Next::Done(Outcome::Lost),
             State::Refunded { .. } => Next::Done(Outcome::Refunded),
             State::Released { .. } if untold => Next::Do(Duty::Announce),
@@ -422,6 +441,7 @@ mod tests {
     const RELEASE_AT: u64 = 2000;
     const LAPSES_AT: u64 = 2500;
     const BEACON: B256 = B256::repeat_byte(0xbe);
+    const DRAWS: BlockRef = BlockRef { number: 6, hash: BEACON };
     const COMMITMENT: Commitment = Commitment {
         root: B256::repeat_byte(1),
         tokens: 3,
@@ -553,6 +573,20 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_done_for_a_job_in_doubt() {
+        let way = [posted(), claimed(US), committed(), Fact::Beacon(DRAWS), completed(), due(), released()];
+        for known in 1..=way.len() {
+            for work in [vec![], vec![chosen(), inferred()], vec![chosen(), inferred(), proved(BEACON)]] {
+                let doubted = Fact::Doubted("its state is posted by the logs, claimed by the contract".into());
+                let facts = [&way[..known], &work, &[doubted]].concat();
+                for now in [EARLY, DEADLINE, LAPSES_AT] {
+                    owes(&facts, now, Wait("what its events and the contracts both say"));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_rivals_job_is_lost_at_every_state() {
         let mut facts = vec![posted(), claimed(RIVAL)];
         for next in [committed_to(RIVAL, COMMITMENT), completed(), due(), escrow(), released()] {
@@ -566,16 +600,17 @@ mod tests {
 
     #[test]
     fn a_commitment_is_proved_for_the_beacon_of_the_canonical_chain() {
-        let beacon = Fact::Beacon(BEACON);
+        let beacon = Fact::Beacon(DRAWS);
         let moved = B256::repeat_byte(0x22);
+        let elsewhere = Fact::Beacon(BlockRef { hash: moved, ..DRAWS });
         let base = [posted(), claimed(US), committed()];
         let with = |facts: &[Fact]| [base.as_slice(), facts].concat();
         owes(&with(&[inferred()]), EARLY, Wait("the block after the commitment"));
         owes(&with(&[beacon.clone(), inferred()]), EARLY, Do(Prove));
         owes(&with(&[pinned(), inferred()]), EARLY, Do(Prove));
         owes(&with(&[beacon.clone(), inferred(), proved(BEACON)]), EARLY, Do(Complete));
-        owes(&with(&[Fact::Beacon(moved), inferred(), proved(BEACON)]), EARLY, Do(Prove));
-        owes(&with(&[Fact::Beacon(moved), inferred(), proved(BEACON), proved(moved)]), EARLY, Do(Complete));
+        owes(&with(&[elsewhere.clone(), inferred(), proved(BEACON)]), EARLY, Do(Prove));
+        owes(&with(&[elsewhere.clone(), inferred(), proved(BEACON), proved(moved)]), EARLY, Do(Complete));
         owes(&with(&[inferred(), proved(BEACON)]), EARLY, Wait("the block after the commitment"));
         owes(&with(&[beacon.clone(), inferred(), proved(BEACON)]), DEADLINE, Done(Expired));
         owes(&with(&[beacon, inferred(), abandoned()]), EARLY, Done(Abandoned));
@@ -585,7 +620,7 @@ mod tests {
     #[test]
     fn a_commitment_that_is_not_ours_to_open_is_given_up() {
         let other = Commitment { root: B256::repeat_byte(0x77), ..COMMITMENT };
-        let base = [posted(), claimed(US), committed(), Fact::Beacon(BEACON)];
+        let base = [posted(), claimed(US), committed(), Fact::Beacon(DRAWS)];
         owes(&base, EARLY, Done(Abandoned));
         owes(&[base.as_slice(), &[inferred_as(other)]].concat(), EARLY, Done(Abandoned));
         owes(&[base.as_slice(), &[inferred_as(other), inferred()]].concat(), EARLY, Do(Prove));
@@ -595,7 +630,7 @@ mod tests {
     fn a_job_without_proof_waits_for_no_beacon() {
         let base = [posted_with(false), claimed(US), committed()];
         owes(&[base.as_slice(), &[inferred()]].concat(), EARLY, Do(Complete));
-        owes(&[base.as_slice(), &[Fact::Beacon(BEACON), inferred()]].concat(), EARLY, Do(Complete));
+        owes(&[base.as_slice(), &[Fact::Beacon(DRAWS), inferred()]].concat(), EARLY, Do(Complete));
         owes(&base, EARLY, Done(Abandoned));
         owes(&[base.as_slice(), &[inferred()]].concat(), DEADLINE, Done(Expired));
     }
@@ -662,6 +697,25 @@ mod tests {
     }
 
     #[test]
+    fn a_job_rests_on_the_block_of_its_newest_event() {
+        let at = |number: u64, fact: Fact| match fact {
+            Fact::Chain { event, .. } => Fact::Chain { event, block: BlockRef { number, hash: B256::ZERO } },
+            Fact::Beacon(block) => Fact::Beacon(BlockRef { number, ..block }),
+            work => work,
+        };
+        let rests = |facts: &[Fact]| job(facts).rests_on.number;
+        let committed = [at(1, posted()), at(2, claimed(US)), at(3, committed())];
+        let with = |facts: &[Fact]| [committed.as_slice(), facts].concat();
+        assert_eq!([rests(&committed[..1]), rests(&committed[..2]), rests(&committed)], [1, 2, 3]);
+        assert_eq!(rests(&with(&[at(4, Fact::Beacon(DRAWS))])), 4);
+        assert_eq!(rests(&with(&[at(4, Fact::Beacon(DRAWS)), at(9, pinned())])), 9);
+        assert_eq!(rests(&with(&[at(4, Fact::Beacon(DRAWS)), at(8, reopened())])), 8);
+        assert_eq!(rests(&with(&[at(4, Fact::Beacon(DRAWS)), at(7, completed()), at(9, noted())])), 7);
+        let unproven = [at(1, posted_with(false)), at(2, claimed(US)), at(3, super::tests::committed())];
+        assert_eq!(rests(&[unproven.as_slice(), &[at(4, Fact::Beacon(DRAWS)), inferred()]].concat()), 3);
+    }
+
+    #[test]
     fn anyone_may_pin_a_beacon_late() {
         let base = [posted(), claimed(US), committed()];
         for after in [vec![completed()], vec![completed(), due(), released()], vec![refunded()]] {
@@ -720,7 +774,7 @@ mod tests {
             disputed(),
             due_later(),
             noted(),
-            Fact::Beacon(BEACON),
+            Fact::Beacon(DRAWS),
         ]);
         prop_oneof![3 => of_chain, 1 => any_work()]
     }
@@ -731,7 +785,7 @@ mod tests {
         let ends = (prop::sample::select(vec![US, RIVAL]), any::<bool>(), 0..5usize, ways);
         (ends, 0..14usize, prop::collection::vec(0..14usize, 0..3)).prop_map(
             |((host, proof, stages, (refund, given_up, dispute)), kept, remarks)| {
-                let commit = [committed_to(host, COMMITMENT), Fact::Beacon(BEACON)];
+                let commit = [committed_to(host, COMMITMENT), Fact::Beacon(DRAWS)];
                 // Told once, a fact tells nothing again: the one who gave it up is not the one who claims it next.
                 let first = Address::repeat_byte(0xcc);
                 let lost = [claimed(first), committed_to(first, COMMITMENT), reopened_by(first)];

@@ -5,11 +5,13 @@
 pub mod commitment;
 pub mod coverage;
 pub mod event;
+pub mod gate;
 pub mod job;
 pub mod offer;
 pub mod policy;
 pub mod poseidon;
 pub mod receipt;
+pub mod record;
 pub mod select;
 pub mod transcript;
 pub mod types;

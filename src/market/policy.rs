@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::gate::{Gate, Ground};
 use super::job::Job;
 use super::types::{Address, Cid, ModelId, U256, UnixSeconds};
 
@@ -28,6 +29,8 @@ pub struct Policy {
     pub margin_seconds: u64,
     /// Whether this node can make the proof a job requires.
     pub proves: bool,
+    /// What is asked of the blocks that a posted job rests on.
+    pub gate: Gate,
 }
 
 /// What the rules look at beside the job's own terms.
@@ -42,8 +45,8 @@ pub struct Circumstances {
     /// Left out while it has not been asked for: its rules do not answer then.
     pub standing: Option<Standing>,
     pub input_held: bool,
-    /// Whether which logs the block that posted it has is proven, or this host claims all the same.
-    pub block_proven: bool,
+    /// The block that posted it, and the newest it rests on: another one where a host gave it up.
+    pub grounds: [Ground; 2],
     pub slots_free: u32,
 }
 
@@ -141,15 +144,8 @@ impl Policy {
             terms.input.parse::<Cid>().is_ok() && at.input_held,
             format!("{} {}", terms.input, if at.input_held { "held" } else { "not held" }),
         );
-        rule(
-            "block",
-            at.block_proven,
-            format!(
-                "the logs of block {} {}",
-                job.posted.number,
-                if at.block_proven { "proven" } else { "not proven" }
-            ),
-        );
+        let refusal = at.grounds.iter().find_map(|ground| self.gate.refusal(ground));
+        rule("block", refusal.is_none(), refusal.unwrap_or_else(|| at.grounds[1].to_string()));
         rule("capacity", at.slots_free > 0, format!("{} slots free", at.slots_free));
         if let Some(standing) = at.standing {
             let needed = self.job_stake.saturating_mul(U256::from(standing.open_jobs) + U256::from(1));
@@ -198,7 +194,8 @@ fn net_of_fee(payment: U256, fee_bps: u16) -> U256 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::market::event::Terms;
+    use crate::market::event::{Level, Terms};
+    use crate::market::gate::Gates;
     use crate::market::job::Fact;
     use crate::market::types::{B256, BlockRef, JobId};
 
@@ -212,6 +209,7 @@ mod tests {
             tokens_per_second: 10,
             margin_seconds: 30,
             proves: true,
+            gate: Gates::default().claim,
         }
     }
 
@@ -246,13 +244,14 @@ mod tests {
         reputation: 500,
         breaker_level: 1,
     };
+    const PROVEN: Ground = Ground { number: 1, level: Level::Complete, head: 1, safe: 0, last_final: 0 };
     const FINE: Circumstances = Circumstances {
         now: UnixSeconds(1000),
         escrowed: U256::from_limbs([100, 0, 0, 0]),
         fee_bps: 250,
         standing: Some(SOUND),
         input_held: true,
-        block_proven: true,
+        grounds: [PROVEN; 2],
         slots_free: 1,
     };
 
@@ -275,7 +274,9 @@ mod tests {
         assert_eq!(refused(&same, Circumstances { now: UnixSeconds(1067), ..FINE }), "deadline");
         assert_eq!(refused(&same, Circumstances { input_held: false, ..FINE }), "input");
         assert_eq!(refused(&same, Circumstances { slots_free: 0, ..FINE }), "capacity");
-        assert_eq!(refused(&same, Circumstances { block_proven: false, ..FINE }), "block");
+        let unproven = Ground { level: Level::Linked, ..PROVEN };
+        assert_eq!(refused(&same, Circumstances { grounds: [unproven, PROVEN], ..FINE }), "block");
+        assert_eq!(refused(&same, Circumstances { grounds: [PROVEN, unproven], ..FINE }), "block");
         assert_eq!(refused(&|t| t.reserved_for = Some(Address::repeat_byte(9)), FINE), "reserved");
         assert_eq!(refused(&|t| t.reserved_for = Some(Address::repeat_byte(8)), FINE), "none");
         assert_eq!(refused(&same, Circumstances { fee_bps: 6100, ..FINE }), "price");

@@ -273,8 +273,12 @@ impl Store {
 
     /// Returns the lowest block indexed, or `None` in a new file.
     pub async fn first_block(&self) -> Result<Option<u64>> {
-        let number: Option<i64> =
-            sqlx::query_scalar("SELECT min(first) FROM coverage").fetch_one(&self.readers).await?;
+        let number: Option<i64> = sqlx::query_scalar(
+            "SELECT min(lowest) FROM (SELECT min(first) AS lowest FROM coverage
+                 UNION ALL SELECT min(number) FROM block WHERE canonical = 1)",
+        )
+        .fetch_one(&self.readers)
+        .await?;
         Ok(number.map(|number| number as u64))
     }
 }

@@ -270,6 +270,7 @@ impl Store {
             "UPDATE block SET canonical = 0 WHERE number > ? AND canonical = 1",
             "DELETE FROM coverage WHERE first > ?",
             "UPDATE coverage SET last = ?1 WHERE last > ?1",
+            "UPDATE finality SET safe = ?1 WHERE safe > ?1",
             "UPDATE tx_intent SET state = 'signed' WHERE id IN (
                  SELECT intent FROM tx_attempt JOIN tx_receipt USING (hash) WHERE block_number > ?)",
             "DELETE FROM tx_receipt WHERE block_number > ?",
@@ -416,7 +417,7 @@ async fn insert_logs(tx: &mut SqliteConnection, entries: &[Entry<'_>]) -> Result
 }
 
 /// Notes what is proven of blocks, over what was noted of them before.
-async fn cover(tx: &mut SqliteConnection, over: &[Coverage]) -> Result<()> {
+pub(super) async fn cover(tx: &mut SqliteConnection, over: &[Coverage]) -> Result<()> {
     let (Some(first), Some(last)) = (over.first(), over.last()) else { return Ok(()) };
     // With its neighbours, to be joined with them.
     let (from, to) = (first.from.saturating_sub(1) as i64, last.to as i64 + 1);

@@ -5,6 +5,7 @@
 //! Commits are `synchronous = FULL`: each one may be what a transaction on the wire relies on.
 
 mod check;
+mod doubt;
 mod follow;
 mod history;
 mod journal;
@@ -27,11 +28,13 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
 
-use crate::market::event::{Event, RawLog};
+use crate::market::event::{Event, Level, RawLog};
+use crate::market::gate::Ground;
 use crate::market::job::Job;
 use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
 pub use check::Checked;
+pub use doubt::Census;
 pub use follow::{Follower, News};
 pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};
 pub use journal::{Correction, Extended, Rederived};
@@ -185,6 +188,26 @@ impl Store {
         finality(&mut *self.readers.acquire().await?).await
     }
 
+    /// Returns what is known of the block at `number`, for those who act on it.
+    pub async fn ground(&self, number: u64) -> Result<Ground> {
+        let head = self.cursor().await?.map_or(0, |cursor| cursor.number);
+        let (safe, last_final) = self.finality().await?.map_or((0, 0), |known| (known.safe, known.block.number));
+        let level = self.level(number).await?.unwrap_or(Level::Claimed);
+        Ok(Ground { number, level, head, safe, last_final })
+    }
+
+    /// Notes that the chain calls `block` safe, if it is stored as canonical and newer than the one noted before. Nothing is noted
+    /// before a first block is final.
+    pub async fn set_safe(&self, block: BlockRef) -> Result<()> {
+        if self.canonical_hash(block.number).await? == Some(block.hash) {
+            sqlx::query("UPDATE finality SET safe = ?1 WHERE safe < ?1")
+                .bind(block.number as i64)
+                .execute(&self.writer)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Notes that `block` is final, if it is stored as canonical and newer than the one noted before, and drops the headers below it
     /// that hold no log and draw no positions: what is proven of their blocks stays known.
     pub async fn set_final(&self, block: BlockRef) -> Result<()> {
@@ -227,11 +250,9 @@ impl Store {
 
     /// Returns every job that has not reached its end on chain, oldest first.
     pub async fn live_jobs(&self) -> Result<Vec<Job>> {
-        let ids: Vec<i64> =
-            sqlx::query_scalar("SELECT id FROM job WHERE state NOT IN ('released', 'refunded') ORDER BY id")
-                .fetch_all(&self.readers)
-                .await?;
-        self.jobs_by_id(ids).await
+        let mut reader = self.readers.acquire().await?;
+        let ids = live_ids(&mut reader).await?;
+        self.fold(&mut reader, &ids).await
     }
 
     /// Returns the jobs that ended on chain with this node's result and whose receipt is still unpublished.
@@ -243,19 +264,17 @@ impl Store {
         )
         .fetch_all(&self.readers)
         .await?;
-        self.jobs_by_id(ids).await
-    }
-
-    async fn jobs_by_id(&self, ids: Vec<i64>) -> Result<Vec<Job>> {
         let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
         self.fold(&mut *self.readers.acquire().await?, &ids).await
     }
 }
 
-/// The newest block that the chain called final.
+/// What the chain called final, and safe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finality {
     pub block: BlockRef,
+    /// The newest block that the chain called safe, or final.
+    pub safe: u64,
     /// How an endpoint contradicted it; while there is this, nothing is rewound, claimed or sent.
     pub violated: Option<String>,
 }
@@ -265,11 +284,21 @@ pub fn clock() -> UnixSeconds {
     UnixSeconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
+async fn live_ids(connection: &mut SqliteConnection) -> Result<Vec<JobId>> {
+    let ids: Vec<i64> =
+        sqlx::query_scalar("SELECT id FROM job WHERE state NOT IN ('released', 'refunded') ORDER BY id")
+            .fetch_all(connection)
+            .await?;
+    Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
+}
+
 async fn finality(connection: &mut SqliteConnection) -> Result<Option<Finality>> {
-    let row = sqlx::query("SELECT number, hash, violated FROM finality").fetch_optional(connection).await?;
+    let row = sqlx::query("SELECT number, hash, violated, max(safe, number) FROM finality")
+        .fetch_optional(connection)
+        .await?;
     let Some(row) = row else { return Ok(None) };
     let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? };
-    Ok(Some(Finality { block, violated: row.get(2) }))
+    Ok(Some(Finality { block, safe: row.get::<i64, _>(3) as u64, violated: row.get(2) }))
 }
 
 async fn canonical_hash(connection: &mut SqliteConnection, number: u64) -> Result<Option<B256>> {

@@ -9,7 +9,7 @@ use sqlx::{QueryBuilder, Row, SqliteConnection};
 use super::{JobRow, Store, hash, raw_log};
 use crate::market::event::Event;
 use crate::market::job::{Conflict, Fact, Job, Work};
-use crate::market::types::{B256, JobId};
+use crate::market::types::{B256, BlockRef, JobId};
 
 /// Rows of one statement. Each statement passes between threads once, which costs more than a row.
 pub(super) const ROWS_PER_STATEMENT: usize = 100;
@@ -50,7 +50,7 @@ impl Store {
         Ok(facts)
     }
 
-    /// Folds each of the jobs from its canonical logs, the beacon its commitment waits for, and our own work. A job that the
+    /// Folds each of the jobs from its canonical logs, the beacon its commitment waits for, our own work, and what is in doubt. A job that the
     /// chain has not posted is left out.
     pub(super) async fn fold(&self, connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<Job>> {
         let mut facts = self.chain_facts(connection, jobs).await?;
@@ -62,20 +62,28 @@ impl Store {
         let beacons = canonical_hashes(connection, &wanted).await?;
         for told in facts.values_mut() {
             for place in (0..told.len()).rev() {
-                if let Some(beacon) = after_commit(&told[place]).and_then(|number| beacons.get(&number)) {
-                    told.insert(place + 1, Fact::Beacon(*beacon));
+                let after = after_commit(&told[place]).and_then(|number| Some((number, *beacons.get(&number)?)));
+                if let Some((number, hash)) = after {
+                    told.insert(place + 1, Fact::Beacon(BlockRef { number, hash }));
                 }
             }
         }
         let rows =
             sqlx::query("SELECT job, body FROM work WHERE job IN (SELECT value FROM json_each(?)) ORDER BY job, seq")
                 .bind(serde_json::to_string(jobs)?)
-                .fetch_all(connection)
+                .fetch_all(&mut *connection)
                 .await?;
         for row in &rows {
             let job = JobId(row.get::<i64, _>(0) as u64);
             let work: Work = serde_json::from_str(row.get(1)).with_context(|| format!("work of job {job}"))?;
             facts.entry(job).or_default().push(Fact::Work(work));
+        }
+        let doubts = sqlx::query("SELECT job, what FROM doubt WHERE job IN (SELECT value FROM json_each(?))")
+            .bind(serde_json::to_string(jobs)?)
+            .fetch_all(connection)
+            .await?;
+        for row in &doubts {
+            facts.entry(JobId(row.get::<i64, _>(0) as u64)).or_default().push(Fact::Doubted(row.get(1)));
         }
         let fold = |(id, told): (&JobId, &Vec<Fact>)| Job::fold(*id, told).transpose();
         facts.iter().filter_map(fold).collect::<Result<_, Conflict>>().map_err(anyhow::Error::new)

@@ -122,7 +122,7 @@ impl Snapshot {
     /// Returns number and, where it is known, hash of the newest block at or below this one that is final, and how an endpoint
     /// contradicted that.
     pub fn finality(&self) -> Option<(u64, Option<B256>, Option<&str>)> {
-        let Finality { block, violated } = self.finality.as_ref()?;
+        let Finality { block, violated, .. } = self.finality.as_ref()?;
         let here = if block.number <= self.block { (block.number, Some(block.hash)) } else { (self.block, self.hash) };
         Some((here.0, here.1, violated.as_deref()))
     }

@@ -144,6 +144,32 @@ async fn what_is_final_only_moves_forward_and_not_while_it_is_contradicted() {
 }
 
 #[tokio::test]
+async fn a_ground_says_what_stands_on_a_block() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[], &[], &[], &[], &[]]);
+    extend(&store, &blocks[..4]).await.unwrap();
+    let at = |place: usize| blocks[place].0.block;
+    let first = at(0).number;
+    let known = async |number| {
+        let Ground { level, head, safe, last_final, .. } = store.ground(number).await.unwrap();
+        (level, head, safe, last_final)
+    };
+    assert_eq!(known(first).await, (Level::Complete, first + 3, 0, 0));
+    assert_eq!(known(first + 9).await, (Level::Claimed, first + 3, 0, 0));
+    store.set_safe(at(2)).await.unwrap();
+    assert_eq!(known(first).await.2, 0, "nothing is final");
+    store.set_final(at(1)).await.unwrap();
+    assert_eq!(known(first).await, (Level::Complete, first + 3, first + 1, first + 1));
+    for (given, safe) in [(at(4), 1), (at(3), 3), (at(2), 3), (BlockRef { hash: B256::ZERO, ..at(3) }, 3)] {
+        store.set_safe(given).await.unwrap();
+        assert_eq!(known(first).await.2, first + safe);
+    }
+    // What the chain took back is safe no more.
+    store.rewind(first + 2).await.unwrap();
+    assert_eq!(known(first).await, (Level::Complete, first + 2, first + 2, first + 1));
+}
+
+#[tokio::test]
 async fn everything_that_follows_from_the_journal_is_derived_anew_the_same() {
     let (_file, store) = fresh().await;
     let says: Vec<Says> = (1..=60).flat_map(|job| [[TERMS, job], [CLAIMED, job], [NOTED, job]]).collect();
@@ -228,6 +254,104 @@ async fn what_was_told_wrong_is_corrected_when_it_is_proven() {
         let (ecursor, etime, ehead, _, elogs, erows, ejobs) = expected.clone();
         assert_eq!((cursor, time, head, logs, rows, jobs), (ecursor, etime, ehead, elogs, erows, ejobs));
     }
+}
+
+#[tokio::test]
+async fn a_census_is_of_one_block_and_names_what_is_missing() {
+    let (_file, store) = fresh().await;
+    assert_eq!(store.census(None).await.unwrap(), None);
+    let says: Vec<&[Says]> = vec![&[[TERMS, 4]], &[[TERMS, 5], [CLAIMED, 4]], &[[REFUNDED, 5]], &[[TERMS, 9]], &[]];
+    let blocks = chain(None, 0, &says);
+    extend(&store, &blocks).await.unwrap();
+    let census = store.census(Some((MARKETPLACE, US))).await.unwrap().unwrap();
+    assert_eq!((census.at, census.newest), (blocks[4].0.block, JobId(9)));
+    assert_eq!(census.jobs, store.live_jobs().await.unwrap());
+    assert_eq!(census.jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [4, 9]);
+    assert_eq!(census.missing, [8, 7, 6, 3, 2, 1].map(JobId));
+    for (job, from) in [(9, 103), (8, 101), (5, 101), (4, 100), (3, 0)] {
+        assert_eq!(store.posted_from(JobId(job)).await.unwrap(), from, "job {job}");
+    }
+}
+
+#[tokio::test]
+async fn blocks_in_doubt_are_proven_again() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[TERMS, 1]], &[], &[[CLAIMED, 1]], &[], &[]]);
+    let mut told = range(&blocks);
+    let of = |from, to, level, reason: Option<&str>| Coverage::of(from, to, level, reason.map(Into::into));
+    use Level::{Claimed, Complete, Linked};
+    told.coverage = vec![
+        of(100, 101, Complete, None),
+        of(102, 102, Linked, Some("no receipts")),
+        of(103, 103, Complete, None),
+        of(104, 104, Claimed, Some("another hash")),
+    ];
+    store.extend(&told).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None);
+    assert_eq!(store.doubt(103, Linked).await.unwrap(), 1);
+    assert_eq!(store.newest_claimed().await.unwrap(), Some(of(104, 104, Claimed, None)));
+    assert_eq!(store.doubt(101, Linked).await.unwrap(), 2);
+    let coverage = async || store.coverage().await.unwrap();
+    assert_eq!(
+        coverage().await,
+        [
+            of(100, 101, Complete, None),
+            of(102, 102, Claimed, None),
+            of(103, 103, Complete, None),
+            of(104, 104, Claimed, None)
+        ]
+    );
+    assert_eq!(store.doubt(101, Complete).await.unwrap(), 4);
+    assert_eq!(coverage().await, [of(100, 100, Complete, None), of(101, 104, Claimed, None)]);
+    assert_eq!(store.doubt(105, Complete).await.unwrap(), 0);
+    while let Some(next) = store.newest_claimed().await.unwrap() {
+        let at = |number: u64| (number - 100) as usize;
+        let proven = range(&blocks[at(next.from)..=at(next.to + 1).min(4)]);
+        assert_eq!(store.confirm(&proven).await.unwrap(), []);
+    }
+    assert_eq!(coverage().await, [of(100, 104, Complete, None)]);
+}
+
+#[tokio::test]
+async fn a_contract_that_is_new_to_a_file_has_its_blocks_read_again() {
+    let (file, store) = fresh().await;
+    let [first, second] = [MARKETPLACE, Address::repeat_byte(0x44)];
+    let blocks = chain(None, 0, &[&[[TERMS, 1]], &[], &[]]);
+    store.watch(&[first]).await.unwrap();
+    extend(&store, &blocks).await.unwrap();
+    store.watch(&[first]).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None);
+    store.watch(&[first, second]).await.unwrap();
+    assert_eq!(store.coverage().await.unwrap(), [Coverage::of(100, 102, Level::Claimed, None)]);
+    store.confirm(&range(&blocks)).await.unwrap();
+    store.watch(&[second, first]).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None, "told once");
+    store.close().await;
+    let store = file.open().await;
+    let error = store.watch(&[first]).await.unwrap_err().to_string();
+    assert!(error.contains(&second.to_string()) && error.contains("data_dir"), "{error}");
+    // A file older than the list.
+    sqlx::query("DELETE FROM watched").execute(&store.writer).await.unwrap();
+    store.watch(&[first, second]).await.unwrap();
+    assert_eq!(store.newest_claimed().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_job_in_doubt_is_nobodys_to_work_on() {
+    let (file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2]], &[[CLAIMED, 1]]])).await.unwrap();
+    let next = async |store: &Store, job: u64| store.job(JobId(job)).await.unwrap().unwrap().next(US, UnixSeconds(0));
+    assert_eq!(next(&store, 1).await, Next::Do(Duty::Infer));
+    let doubts = [(JobId(1), "its state is claimed by the logs, posted by the contract".to_owned())].into();
+    store.set_doubts(&doubts).await.unwrap();
+    assert_eq!(store.doubts().await.unwrap(), doubts);
+    assert!(matches!(next(&store, 1).await, Next::Wait(_)));
+    assert_eq!(next(&store, 2).await, Next::Do(Duty::Consider));
+    store.close().await;
+    let store = file.open().await;
+    assert!(matches!(next(&store, 1).await, Next::Wait(_)), "kept over a restart");
+    store.set_doubts(&Default::default()).await.unwrap();
+    assert_eq!(next(&store, 1).await, Next::Do(Duty::Infer));
 }
 
 #[tokio::test]

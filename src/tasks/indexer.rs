@@ -60,6 +60,8 @@ pub struct Indexer {
     store: Store,
     health: Health,
     metrics: Metrics,
+    /// How many times code was seen to be replaced.
+    replaced: usize,
     settings: Settings,
 }
 
@@ -73,8 +75,9 @@ impl Task for Indexer {
     /// If the endpoint or the store fails, the chain moved meanwhile, or facts conflict. Nothing is half-done.
     async fn pass(&mut self) -> Result<Pass> {
         let stepped = self.step().await;
-        if let Err(error) = &stepped {
-            self.health.ill(PART, format!("{error:#}"));
+        match &stepped {
+            Ok(_) => self.tell_replaced().await?,
+            Err(error) => self.health.ill(PART, format!("{error:#}")),
         }
         stepped
     }
@@ -85,7 +88,8 @@ impl Indexer {
     pub fn new(chain: Chain, store: Store, health: Health, metrics: Metrics, settings: Settings) -> Self {
         let reach = Reach::new(CLAIMED_BLOCKS_MAX);
         let doubt_again = Instant::now() + settings.doubt_again;
-        Self { pool: chain.clone(), chain, reach, doubts: Vec::new(), doubt_again, store, health, metrics, settings }
+        let doubts = Vec::new();
+        Self { pool: chain.clone(), chain, reach, doubts, doubt_again, store, health, metrics, replaced: 0, settings }
     }
 
     async fn step(&mut self) -> Result<Pass> {
@@ -96,6 +100,7 @@ impl Indexer {
         let cursor = self.store.cursor().await?;
         self.check_finality().await?;
         if let Some(cursor) = cursor
+            && head.parent != cursor.hash
             && let Some(fork) = self.fork(cursor, head.block.number).await?
         {
             let jobs = self.store.rewind(fork).await?;
@@ -131,6 +136,9 @@ impl Indexer {
         let at = range.headers.last().map_or(from, |header| header.block.number);
         self.metrics.indexed_block.set(at as i64);
         if at == head.block.number {
+            if let Some(safe) = self.chain.safe().await? {
+                self.store.set_safe(safe.block).await?;
+            }
             self.health.well(PART);
         } else {
             self.health.ill(PART, format!("{} blocks behind", head.block.number - at));
@@ -251,6 +259,17 @@ impl Indexer {
         Ok(range)
     }
 
+    /// Raises the alarm where a contract's code was replaced.
+    async fn tell_replaced(&mut self) -> Result<()> {
+        let replaced = self.store.replaced_code().await?;
+        self.metrics.upgraded_contracts.set(replaced.len() as i64);
+        for (block, contract, event) in replaced.iter().skip(self.replaced) {
+            tracing::error!(block, %contract, event, "a contract's code was replaced, or may be: its logs may mean something else");
+        }
+        self.replaced = replaced.len();
+        Ok(())
+    }
+
     /// Counts what is proven and says what is not.
     fn note(&self, range: &Range) {
         for Coverage { from, to, level, reason } in &range.coverage {
@@ -270,7 +289,7 @@ impl Indexer {
 
     /// Fails while an endpoint contradicts what the chain called final; one that has the final block again ends that.
     async fn check_finality(&self) -> Result<()> {
-        let Some(Finality { block, violated: Some(how) }) = self.store.finality().await? else { return Ok(()) };
+        let Some(Finality { block, violated: Some(how), .. }) = self.store.finality().await? else { return Ok(()) };
         let again = self.chain.header(block.number).await?;
         ensure!(again.is_some_and(|header| header.block == block), "{how}");
         tracing::warn!(block = block.number, "the endpoint has the final block again");

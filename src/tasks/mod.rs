@@ -9,6 +9,7 @@ pub mod indexer;
 pub mod prove;
 pub mod scheduler;
 pub mod submitter;
+pub mod sweep;
 pub mod worker;
 
 use std::collections::HashMap;

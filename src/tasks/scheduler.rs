@@ -24,8 +24,6 @@ pub struct Scheduler {
     pub metrics: Metrics,
     pub policy: Policy,
     pub us: Address,
-    /// Whether to claim jobs that only the endpoint's word says are there.
-    pub claims_unproven: bool,
     /// Engine slots of this node.
     pub slots: u32,
     /// The rule that last refused each live job.
@@ -61,7 +59,8 @@ impl Scheduler {
     async fn keep_slots(&self, jobs: &[Job], now: UnixSeconds) -> Result<()> {
         let reserved = self.store.reservations().await?;
         self.metrics.reservations.set(reserved.len() as i64);
-        for job in jobs {
+        // A job in doubt keeps what it has.
+        for job in jobs.iter().filter(|job| job.doubt.is_none()) {
             let ended = matches!(job.next(self.us, now), Next::Done(_));
             let ours = !ended && matches!(job.state, State::Claimed { .. } | State::Committed { .. });
             let hoping = !ended && job.state == State::Posted && !self.claim_failed(job).await?;
@@ -104,7 +103,7 @@ impl Scheduler {
             fee_bps: self.policy.fee_bps,
             standing: None,
             input_held: input.is_some_and(|cid| self.content.has(&cid)),
-            block_proven: self.claims_unproven || self.store.is_proven(job.posted.number).await?,
+            grounds: [self.store.ground(job.posted.number).await?, self.store.ground(job.rests_on.number).await?],
             slots_free: self.slots.saturating_sub(taken),
         };
         let mut verdict = self.policy.judge(job, &at);

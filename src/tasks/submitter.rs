@@ -13,6 +13,7 @@ use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Sent, Signer};
 use crate::content::Content;
 use crate::http::{Kind, Metrics};
+use crate::market::gate::Gates;
 use crate::market::job::{Duty, Job, Next};
 use crate::market::types::{B256, BlockRef, Bytes, JobId, U256};
 use crate::store::{Attempt, Intent, IntentState, SignedIntent, Store, TxOutcome, clock};
@@ -32,6 +33,8 @@ pub struct Submitter {
     pub content: Content,
     pub metrics: Metrics,
     pub signer: Signer,
+    /// What must stand on the block that an action rests on.
+    pub gates: Gates,
     /// Highest fee per gas ever offered, in wei.
     pub fee_cap_max: u128,
     /// The attempts that this process put on the wire. What an earlier one sent, and what a reorg gave back, goes out as
@@ -39,6 +42,8 @@ pub struct Submitter {
     pub sent: HashMap<B256, OnWire>,
     /// The newest block we knew when the contract last refused a job's call: at that block it is not asked again.
     pub refused: HashMap<JobId, BlockRef>,
+    /// The jobs that wait at a gate, each with the duty: told once.
+    pub waiting: HashMap<JobId, Duty>,
 }
 
 /// When an attempt was put on the wire.
@@ -62,10 +67,14 @@ impl Task for Submitter {
         // One job or intent that cannot go on must not hold up the others: its error waits for the end of the pass.
         let mut failed = self.queue_duties().await?;
         let open = self.store.open_intents(self.signer.address()).await?;
+        let doubts = self.store.doubts().await?;
         self.metrics.open_transactions.set(open.len() as i64);
         let mut oldest = true;
         for intent in &open {
             let signed = intent.nonce.is_some();
+            if !signed && intent.job.is_some_and(|job| doubts.contains_key(&job)) {
+                continue;
+            }
             let stepped =
                 if signed { self.follow(intent, oldest).await } else { self.start(intent).await.map(|()| false) };
             oldest &= !signed || matches!(stepped, Ok(true));
@@ -87,11 +96,16 @@ impl Submitter {
         let mut failed = None;
         let (now, cursor) = (self.store.time().await?, self.store.cursor().await?);
         let us = self.signer.address();
-        for job in self.store.live_jobs().await? {
+        let jobs = self.store.live_jobs().await?;
+        self.waiting.retain(|id, _| jobs.iter().any(|job| job.id == *id));
+        for job in jobs {
             if self.refused.get(&job.id).copied().is_some_and(|at| Some(at) == cursor) {
                 continue;
             }
             let Next::Do(duty @ (Duty::Commit | Duty::Complete | Duty::Release)) = job.next(us, now) else { continue };
+            if self.waits(&job, duty).await? {
+                continue;
+            }
             let earlier = self.store.intents_of(job.id, duty.name()).await?;
             if earlier
                 .iter()
@@ -128,6 +142,19 @@ impl Submitter {
             self.store.queue(&intent).await?;
         }
         Ok(failed)
+    }
+
+    /// Returns whether the block that the job rests on does not yet have what the duty's gate asks.
+    async fn waits(&mut self, job: &Job, duty: Duty) -> Result<bool> {
+        let Some(gate) = self.gates.of(duty) else { return Ok(false) };
+        let Some(refusal) = gate.refusal(&self.store.ground(job.rests_on.number).await?) else {
+            self.waiting.remove(&job.id);
+            return Ok(false);
+        };
+        if self.waiting.insert(job.id, duty) != Some(duty) {
+            tracing::info!(job = %job.id, duty = duty.name(), refusal, "waits for its block");
+        }
+        Ok(true)
     }
 
     fn call(&self, job: &Job, duty: Duty) -> Result<Call> {

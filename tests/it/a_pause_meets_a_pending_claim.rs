@@ -15,7 +15,7 @@ async fn a_pause_meets_a_pending_claim() -> Result<()> {
     let world = World::new().await?;
     let (host, _) = world.host("host").await?;
     let renter = world.renter(&host).await?;
-    let contracts = *world.chain.contracts();
+    let contracts = world.chain.contracts();
 
     world.freeze(true).await?;
     let (_, before) = world.ask(&renter, Address::ZERO, 3600).await?;

@@ -85,7 +85,8 @@ async fn audit_finds_a_tampered_row() -> Result<()> {
     let bundle = files.folder.join("chain.bundle");
     let head = node.store.cursor().await?.context("indexed")?;
     assert_eq!(world.chain.bundle(&bundle, world.book.block, head.number, |_| ()).await?, head);
-    let from_bundle = || anyhow::Ok(Source::Bundle(Bundle::open(&bundle, world.chain.id(), world.book.contracts)?));
+    let from_bundle =
+        || anyhow::Ok(Source::Bundle(Bundle::open(&bundle, world.chain.id(), world.book.contracts.clone())?));
 
     for (place, (tampering, named)) in TAMPERINGS.iter().enumerate() {
         let file = files.tampered(&format!("{place}"), tampering).await?;
@@ -138,7 +139,7 @@ async fn repairs(files: &Files<'_>, chain: &Chain, honest: &Report) -> Result<()
 /// Of two endpoints the one that lies is named, and the database is held against the other's proofs.
 async fn knows_the_liar(world: &World, store: &Store) -> Result<()> {
     let proxy = Proxy::start(&world.devnet.rpc_url).await?;
-    let liar = Chain::connect(&proxy.url, world.chain.id(), world.book.contracts).await?;
+    let liar = Chain::connect(&proxy.url, world.chain.id(), world.book.contracts.clone()).await?;
     let both = async || Source::Both(liar.clone(), world.chain.clone()).audit(store, None, None, |_, _| ()).await;
     assert_eq!(both().await?.lies, Vec::<String>::new());
     for (method, says) in [("eth_getLogs", "leaves log"), ("eth_getBlockReceipts", "lies: the receipts' root")] {
@@ -146,7 +147,7 @@ async fn knows_the_liar(world: &World, store: &Store) -> Result<()> {
         let report = both().await?;
         proxy.pass();
         assert_eq!((report.divergences, report.proven), (vec![], report.blocks));
-        assert!(!report.lies.is_empty());
+        assert!(!report.lies.is_empty(), "{method}");
         for lie in &report.lies {
             assert!(lie.contains(&proxy.url) && lie.contains(says) && !lie.contains(&world.devnet.rpc_url), "{lie}");
         }
@@ -172,7 +173,7 @@ fn a_bent_bundle_is_refused(world: &World, bundle: &Path) -> Result<()> {
         (without(lines.len() - 1), "has no end"),
     ] {
         std::fs::write(&bent, content)?;
-        let mut bundle = Bundle::open(&bent, world.chain.id(), world.book.contracts)?;
+        let mut bundle = Bundle::open(&bent, world.chain.id(), world.book.contracts.clone())?;
         let error = format!("{:#}", bundle.range(bundle.blocks().1).expect_err(says));
         assert!(error.contains(says), "{says}: {error}");
     }
@@ -202,12 +203,12 @@ impl Files<'_> {
     }
 
     async fn read(&self, file: &Path) -> Result<Store> {
-        let (chain, contracts) = (self.world.chain.id(), self.world.book.contracts);
+        let (chain, contracts) = (self.world.chain.id(), self.world.book.contracts.clone());
         Store::open_to_read(file, chain, contracts.job_marketplace, std::sync::Arc::new(contracts.decoder())).await
     }
 
     async fn open(&self, file: &Path) -> Result<Store> {
-        let (chain, contracts) = (self.world.chain.id(), self.world.book.contracts);
+        let (chain, contracts) = (self.world.chain.id(), self.world.book.contracts.clone());
         Store::open(file, chain, contracts.job_marketplace, std::sync::Arc::new(contracts.decoder())).await
     }
 }

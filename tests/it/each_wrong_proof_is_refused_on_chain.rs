@@ -13,7 +13,7 @@ async fn each_wrong_proof_is_refused_on_chain() -> Result<()> {
     let world = World::new().await?;
     let (host, config) = world.host("host").await?;
     let renter = world.renter(&host).await?;
-    let contracts = *world.chain.contracts();
+    let contracts = world.chain.contracts();
     let us = host.host.context("a host")?;
     // A job too cheap for our host, for a thief who copies what our host does.
     let thief = world.account("thief").await?;

@@ -24,7 +24,7 @@ async fn forged_receipt_is_dropped_and_not_forwarded() -> Result<()> {
     let digest = B256::repeat_byte(2);
     let commitment =
         Commitment { root: B256::repeat_byte(1), tokens: 3, result_hash: output.chain_hash(), tokens_digest: digest };
-    let contracts = *world.chain.contracts();
+    let contracts = world.chain.contracts();
     world.chain.transact(&host, &contracts.claim(posted.job), WAIT_MAX).await?;
     world.chain.transact(&host, &contracts.commit(posted.job, &commitment), WAIT_MAX).await?;
     let job = until_job(&middle, posted.job, "committed", |job| matches!(job.state, State::Committed { .. })).await?;

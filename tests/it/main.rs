@@ -1,10 +1,13 @@
 //! Scenarios on real parts, each file named as a sentence. One binary: every further one would link everything again.
 
+mod a_contract_is_not_what_it_was;
 mod a_final_block_is_never_taken_back;
+mod a_host_waits_for_the_depth_it_asks;
 mod a_job_given_up_is_taken_by_another;
 mod a_node_that_cannot_work_refuses_to_start;
 mod a_pause_meets_a_pending_claim;
 mod a_smart_account_rents;
+mod a_sweep_finds_what_no_log_told;
 mod an_endpoint_fails_and_another_takes_over;
 mod an_endpoint_that_hides_logs_is_found_out;
 mod an_export_is_checked_by_anyone;

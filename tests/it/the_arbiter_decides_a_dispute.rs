@@ -74,7 +74,7 @@ async fn waits_for_the_arbiter(host: &Node, posted: &Posted) -> Result<Job> {
 }
 
 async fn challenge_takes_stake(world: &World, host: &Node, renter: &Renter) -> Result<()> {
-    let (contracts, us) = (*world.chain.contracts(), host.host.context("a host")?);
+    let (contracts, us) = (world.chain.contracts(), host.host.context("a host")?);
     let fab = contracts.governance_token;
     let challenger = world.account("challenger").await?;
     let had = world.chain.balance(fab, challenger.address()).await?;

@@ -62,7 +62,7 @@ impl World {
         let contracts = root().join("contracts");
         let devnet = Devnet::start(&contracts).await?;
         let book = devnet::deploy(&devnet.rpc_url, &contracts, challenge_window).await?;
-        let chain = Chain::connect(&devnet.rpc_url, devnet::CHAIN_ID, book.contracts).await?;
+        let chain = Chain::connect(&devnet.rpc_url, devnet::CHAIN_ID, book.contracts.clone()).await?;
         let folder = tempfile::tempdir()?;
         let digest = {
             use sha2::Digest;
@@ -336,4 +336,11 @@ pub fn python() -> PathBuf {
 /// Our small model.
 pub fn model_file() -> PathBuf {
     root().join("tests/models/tiny-chat-q8_0.gguf")
+}
+
+/// One of the node's metrics.
+pub async fn metric(node: &Node, name: &str) -> Result<u64> {
+    let metrics = reqwest::get(format!("http://{}/metrics", node.http_address())).await?.text().await?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("fabstir_{name} ")));
+    Ok(line.with_context(|| format!("no metric {name}"))?.parse()?)
 }

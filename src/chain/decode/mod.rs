@@ -2,10 +2,10 @@
 
 use alloy::primitives::U256;
 use alloy::sol_types::SolEventInterface;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
-use super::Contracts;
 use super::abi::BaseAccountIntegration::BaseAccountIntegrationEvents;
+use super::abi::Erc1967::Erc1967Events;
 use super::abi::Governance::GovernanceEvents;
 use super::abi::JobMarketplace::{self as marketplace, JobMarketplaceEvents};
 use super::abi::NodeRegistry::NodeRegistryEvents;
@@ -13,10 +13,11 @@ use super::abi::PaymentEscrow::PaymentEscrowEvents;
 use super::abi::ProofSystem::ProofSystemEvents;
 use super::abi::ReputationSystem::ReputationSystemEvents;
 use super::abi::TimelockController::TimelockControllerEvents;
+use super::{Abi, Contracts, Role};
 use crate::market::event::{Commitment, Event, RawLog, Terms};
 use crate::market::types::{JobId, UnixSeconds};
 
-/// Reads the event in a log of one of `contracts`.
+/// Reads the event in a log of one of `contracts`, as what is spoken at its address in its block.
 ///
 /// # Errors
 /// If the log is another contract's, its event is unknown, or a value does not fit what it stands for.
@@ -25,25 +26,23 @@ pub fn event(contracts: &Contracts, log: &RawLog) -> Result<Event> {
 }
 
 fn decoded(contracts: &Contracts, log: &RawLog) -> Result<Event> {
-    let RawLog { address, topics, data, .. } = log;
-    if *address == contracts.job_marketplace {
-        from_marketplace(JobMarketplaceEvents::decode_raw_log(topics, data)?)
-    } else if *address == contracts.proof_system {
-        from_proof_system(ProofSystemEvents::decode_raw_log(topics, data)?)
-    } else if *address == contracts.payment_escrow {
-        from_escrow(PaymentEscrowEvents::decode_raw_log(topics, data)?)
-    } else if *address == contracts.node_registry {
-        from_registry(NodeRegistryEvents::decode_raw_log(topics, data)?)
-    } else if *address == contracts.reputation_system {
-        from_reputation(ReputationSystemEvents::decode_raw_log(topics, data)?)
-    } else if *address == contracts.governance {
-        Ok(from_governance(&GovernanceEvents::decode_raw_log(topics, data)?))
-    } else if *address == contracts.timelock {
-        Ok(from_timelock(&TimelockControllerEvents::decode_raw_log(topics, data)?))
-    } else if *address == contracts.account_factory {
-        Ok(from_accounts(&BaseAccountIntegrationEvents::decode_raw_log(topics, data)?))
-    } else {
-        bail!("contract {address} is none of ours")
+    let RawLog { block, address, topics, data, .. } = log;
+    let spoken = contracts.spoken(*address, block.number);
+    let (role, abi) = spoken.with_context(|| format!("contract {address} is none of ours in that block"))?;
+    // Whatever else it speaks, and from whenever on.
+    if topics.first().is_some_and(|topic| Erc1967Events::SELECTORS.contains(topic)) {
+        return Ok(from_proxy(&Erc1967Events::decode_raw_log(topics, data)?));
+    }
+    ensure!(abi == Abi::V1, "what contract {address} speaks in that block is not known");
+    match role {
+        Role::JobMarketplace => from_marketplace(JobMarketplaceEvents::decode_raw_log(topics, data)?),
+        Role::ProofSystem => from_proof_system(ProofSystemEvents::decode_raw_log(topics, data)?),
+        Role::PaymentEscrow => from_escrow(PaymentEscrowEvents::decode_raw_log(topics, data)?),
+        Role::NodeRegistry => from_registry(NodeRegistryEvents::decode_raw_log(topics, data)?),
+        Role::ReputationSystem => from_reputation(ReputationSystemEvents::decode_raw_log(topics, data)?),
+        Role::Governance => Ok(from_governance(&GovernanceEvents::decode_raw_log(topics, data)?)),
+        Role::Timelock => Ok(from_timelock(&TimelockControllerEvents::decode_raw_log(topics, data)?)),
+        Role::AccountFactory => Ok(from_accounts(&BaseAccountIntegrationEvents::decode_raw_log(topics, data)?)),
     }
 }
 
@@ -181,6 +180,11 @@ fn from_timelock(event: &TimelockControllerEvents) -> Event {
 fn from_accounts(event: &BaseAccountIntegrationEvents) -> Event {
     use BaseAccountIntegrationEvents as E;
     name!(event, E { AccountCreated })
+}
+
+fn from_proxy(event: &Erc1967Events) -> Event {
+    use Erc1967Events as E;
+    name!(event, E { Upgraded, BeaconUpgraded, AdminChanged })
 }
 
 fn terms(e: marketplace::JobTerms) -> Result<Terms> {

@@ -5,9 +5,11 @@ use alloy::primitives::{Address, B256, Bytes, I256, b256, hex, keccak256};
 use alloy::sol_types::SolEvent;
 use proptest::prelude::*;
 
+use super::super::Also;
 use super::super::abi::{
-    BaseAccountIntegration as accounts, Governance as votes, JobMarketplace as jobs, NodeRegistry as registry,
-    PaymentEscrow as escrow, ProofSystem as proofs, ReputationSystem as scores, TimelockController as delays,
+    BaseAccountIntegration as accounts, Erc1967 as proxies, Governance as votes, JobMarketplace as jobs,
+    NodeRegistry as registry, PaymentEscrow as escrow, ProofSystem as proofs, ReputationSystem as scores,
+    TimelockController as delays,
 };
 use super::*;
 use crate::market::types::BlockRef;
@@ -22,6 +24,7 @@ const CONTRACTS: Contracts = Contracts {
     governance: Address::repeat_byte(7),
     timelock: Address::repeat_byte(8),
     account_factory: Address::repeat_byte(9),
+    also: Vec::new(),
 };
 const HOST: Address = Address::repeat_byte(0xaa);
 const RENTER: Address = Address::repeat_byte(0xbb);
@@ -608,6 +611,91 @@ fn logs_as_the_chain_has_them() {
     );
     let log = raw(market, vec![terms, job, renter], data.into());
     assert_eq!(read(&log).unwrap(), Event::JobTerms { job: JOB, terms: folded_terms() });
+}
+
+/// Of a proxy, also written down from outside; and in every contract's voice.
+#[test]
+fn a_proxy_says_that_its_code_was_replaced() {
+    let word = b256!("000000000000000000000000aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
+    let upgraded = b256!("bc7cd75a20ee27fd9adebab32041f755214dbc6bffa90cc0225b39da2e5c2d3b");
+    let beacon = b256!("1cf3b03a6cf19fa2baba4df148e9dcabedea7f8a5c07840e207e5c089be95d3e");
+    let admin = b256!("7e644d79422f17c01e4894b5f4f588d331ebfa28653d42ae832dc59e38c9798f");
+    let both = Bytes::from([word, word].concat());
+    for address in CONTRACTS.indexed() {
+        for (topics, data, name) in [
+            (vec![upgraded, word], Bytes::new(), "Upgraded"),
+            (vec![beacon, word], Bytes::new(), "BeaconUpgraded"),
+            (vec![admin], both.clone(), "AdminChanged"),
+        ] {
+            let says = read(&raw(address, topics, data)).unwrap();
+            assert_eq!(says, noted(name, None));
+            assert!(says.replaces_code(), "{name}");
+        }
+        read(&raw(address, vec![upgraded], Bytes::new())).expect_err("without the implementation");
+    }
+    assert!(!goldens().iter().any(|(_, _, event)| event.replaces_code()));
+}
+
+/// The same address, before and after its code was replaced: each log is read as what was spoken there in its block.
+#[test]
+fn what_is_spoken_depends_on_the_block() {
+    let [proxy, registry] = [Address::repeat_byte(0x77), CONTRACTS.node_registry];
+    let spoke = |role, address, from, to, abi| Also { role, address, from, to, abi };
+    let contracts = Contracts {
+        also: vec![
+            spoke(Role::Timelock, proxy, 10, 99, Abi::V1),
+            spoke(Role::NodeRegistry, proxy, 100, 199, Abi::V1),
+            spoke(Role::NodeRegistry, proxy, 200, u64::MAX, Abi::Unknown),
+            spoke(Role::NodeRegistry, registry, 150, u64::MAX, Abi::Unknown),
+        ],
+        ..CONTRACTS
+    };
+    contracts.check().expect("no contradiction");
+    let upgraded = || log(proxy, proxies::Upgraded { implementation: HOST });
+    let delay = || log(proxy, delays::MinDelayChange { oldDuration: U256::ZERO, newDuration: U256::from(1) });
+    let added = |address| log(address, registry::StakeAdded { operator: HOST, additionalAmount: U256::from(5) });
+    let at = |number: u64, log: RawLog| {
+        let block = BlockRef { number, ..log.block };
+        event(&contracts, &RawLog { block, ..log }).map_err(|error| format!("{error:#}"))
+    };
+    let stake = Event::StakeAdded { host: HOST, amount: U256::from(5) };
+    assert_eq!(at(99, delay()), Ok(noted("MinDelayChange", None)));
+    assert!(at(99, added(proxy)).is_err());
+    assert_eq!(at(99, upgraded()), Ok(noted("Upgraded", None)));
+    assert_eq!(at(100, added(proxy)), Ok(stake.clone()));
+    assert!(at(100, delay()).is_err());
+    assert_eq!(at(199, upgraded()), Ok(noted("Upgraded", None)));
+    assert!(at(200, added(proxy)).unwrap_err().contains("is not known"));
+    assert_eq!(at(200, upgraded()), Ok(noted("Upgraded", None)), "it can be replaced again");
+    assert!(at(9, delay()).unwrap_err().contains("none of ours in that block"));
+    assert_eq!(at(149, added(registry)), Ok(stake));
+    assert!(at(150, added(registry)).unwrap_err().contains("is not known"));
+    let indexed = contracts.indexed();
+    assert_eq!((indexed.len(), indexed.contains(&proxy)), (9, true));
+}
+
+#[test]
+fn a_second_suite_in_one_history_is_refused() {
+    let other = Address::repeat_byte(0x77);
+    let also = |role, address, from, to| Also { role, address, from, to, abi: Abi::V1 };
+    let error = |also: Vec<Also>| match (Contracts { also, ..CONTRACTS }).check() {
+        Ok(()) => String::new(),
+        Err(error) => error.to_string(),
+    };
+    for role in [Role::JobMarketplace, Role::PaymentEscrow, Role::ProofSystem, Role::ReputationSystem] {
+        let said = error(vec![also(role, other, 0, 9)]);
+        assert!(said.contains(&format!("contracts.also[0]: a second {role:?}")) && said.contains("data_dir"), "{said}");
+    }
+    for role in [Role::NodeRegistry, Role::Governance, Role::Timelock, Role::AccountFactory] {
+        assert_eq!(error(vec![also(role, other, 0, 9)]), "");
+    }
+    // The suite's own at another time.
+    assert_eq!(error(vec![also(Role::JobMarketplace, CONTRACTS.job_marketplace, 0, 9)]), "");
+    let said = error(vec![also(Role::NodeRegistry, CONTRACTS.timelock, 0, 9)]);
+    assert!(said.contains("is the Timelock of this suite, and no NodeRegistry"), "{said}");
+    assert!(error(vec![also(Role::Timelock, other, 9, 8)]).contains("from = 9 is after to = 8"));
+    let said = error(vec![also(Role::Timelock, other, 0, 9), also(Role::Governance, other, 9, 12)]);
+    assert!(said.contains("contracts.also[1]: blocks 9 to 12") && said.contains("contracts.also[0]"), "{said}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use fabstir::store::{JobFilter, JobRow, Store};
 use fabstir::tasks::indexer::Prove;
 use serde_json::{Value, json};
 
-use super::proxy::{UNFINAL, quantity};
+use super::proxy::{UNFINAL, client, quantity};
 use super::{Index, STEP};
 use crate::world::{World, root};
 
@@ -107,13 +107,12 @@ impl Truth {
     /// Reads the chain at `url` into a new file; asks it for its headers and the number of its logs besides, in plain words.
     async fn of(url: &str, contracts: Contracts, start_block: u64, folder: &Path) -> Result<Truth> {
         let file = folder.join(format!("{}.sqlite", url.replace(['/', ':'], "")));
+        let indexed = contracts.indexed();
         let chain = Chain::connect(url, devnet::CHAIN_ID, contracts).await?;
         let mut index = Index::new(chain, &file, start_block, STEP, Prove::All).await?;
         index.drive(0).await;
         ensure!(index.errors.is_empty(), "a clean index failed: {:?}", index.errors);
         let mut truth = Truth::read(&index.store).await?;
-        let indexed: Vec<Address> =
-            contracts.named().iter().filter(|(name, _)| *name != "governance_token").map(|named| named.1).collect();
         let filter = json!([{ "fromBlock": "0x0", "toBlock": "latest", "address": indexed }]);
         let logs = devnet::rpc(url, "eth_getLogs", filter).await?;
         ensure!(logs.as_array().is_some_and(|logs| logs.len() as u64 == truth.events), "logs are missing");
@@ -181,11 +180,12 @@ struct Market {
 
 impl Market {
     async fn open(world: &World) -> Result<Market> {
-        let contracts = world.book.contracts;
+        let contracts = world.book.contracts.clone();
         let order = Order { requires_proof: false, ..world.order(Address::ZERO, U256::from(1_000_000), 100_000) };
         let url = world.devnet.rpc_url.clone();
-        let client = reqwest::Client::new();
-        let mut market = Market { url, client, contracts, order, usd: world.usd(), next: 1, place: 0 };
+        let client = client()?;
+        let mut market =
+            Market { url, client, contracts: contracts.clone(), order, usd: world.usd(), next: 1, place: 0 };
         let stake = world.chain.stake_min().await?;
         let fab = contracts.governance_token;
         devnet::rpc(&market.url, "anvil_setBlockTimestampInterval", json!([BLOCK_SECONDS])).await?;
@@ -216,7 +216,7 @@ impl Market {
     /// Makes so many blocks; two of six hold several logs, one holds nothing.
     async fn blocks(&mut self, count: u64) -> Result<()> {
         for _ in 0..count {
-            let contracts = self.contracts;
+            let contracts = self.contracts.clone();
             let (paid, failed) = (JobId(self.next.saturating_sub(2)), JobId(self.next.saturating_sub(1)));
             let output = Cid::of(b"an output");
             let calls = match self.place % 6 {

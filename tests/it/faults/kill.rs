@@ -15,7 +15,7 @@ use super::chains::Chains;
 use super::{Cell, Found, Index, Proxy, STEP, check_once, check_recovered, check_right};
 
 /// How often, unless FAULTS_KILLS says.
-const KILLS: u64 = 50;
+const KILLS: u64 = 20;
 
 /// Kills `fabstir index` as often as FAULTS_KILLS says, at points drawn from FAULTS_SEED, while the chain grows under it; then lets
 /// it finish.

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use fabstir::audit;
 use fabstir::chain::{Chain, Endpoints};
 use fabstir::devnet;
@@ -32,21 +32,25 @@ use proxy::When;
 use table::TABLE;
 
 /// Blocks that come one by one after the catching up.
-const FOLLOWED: u64 = 10;
+const FOLLOWED: u64 = 8;
 /// Blocks of one step, so that a catch-up takes several.
 const STEP: u64 = 20;
 /// Passes after which an indexer that neither rests nor fails is stopped.
-const PASSES_MAX: u32 = 150;
+const PASSES_MAX: u32 = 60;
 /// Failed passes in a row after which a fault is left to itself.
-const PATIENCE: u32 = 12;
+const PATIENCE: u32 = 6;
 /// The same after the fault: longer than an endpoint is let alone that failed.
-const PATIENCE_AFTER: u32 = 300;
+const PATIENCE_AFTER: u32 = 200;
+/// How long blocks that could not be proven are let be.
+const DOUBT_AGAIN: Duration = Duration::from_secs(5);
+/// How often, after the fault, blocks that are not proven yet are waited for.
+const ROUNDS_AFTER: u32 = 30;
 /// Between a failed pass and the next.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(200);
 /// The longest that an answer may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(4);
 /// Rows worked on at once.
-const AT_ONCE: usize = 12;
+const AT_ONCE: usize = 8;
 
 const LEGEND: &str = "\
 right      what is held as proven is the chain's, under the fault; all of it, where all of it is proven
@@ -69,6 +73,8 @@ struct Row {
 enum Course {
     /// The rules hold while the indexer catches up and then follows block by block.
     Rules(fn(&Chains, &Proxy)),
+    /// The same, and the process is started again when it is over.
+    RulesUntilRestart(fn(&Chains, &Proxy)),
     /// The same for one of two endpoints, the one that is asked first; the other is honest.
     OneOfTwo(fn(&Chains, &Proxy)),
     /// The endpoint turns to a fork after everything was read, and back.
@@ -93,7 +99,7 @@ async fn faults() -> Result<()> {
     let rows = TABLE.iter().enumerate().rev().filter(|(_, row)| row.name.contains(&only)).map(|(place, row)| {
         let chains = chains.clone();
         let judged = tokio::spawn(async move { row.judge(&chains).await });
-        async move { anyhow::Ok((place, judged.await?.with_context(|| format!("the fault: {}", row.name))?)) }
+        async move { anyhow::Ok((place, judged.await?)) }
     });
     let mut lines: Vec<(usize, Line)> = stream::iter(rows).buffer_unordered(AT_ONCE).try_collect().await?;
     lines.sort_by_key(|(place, _)| *place);
@@ -160,8 +166,7 @@ impl Index {
         let store = Store::open(file, chain.id(), marketplace, Arc::new(chain.decoder())).await?;
         let (health, metrics) = (Health::default(), Metrics::new());
         health.expect(indexer::PART, Duration::from_secs(3600));
-        let settings =
-            Settings { start_block, prove, finality_depth: 0, blocks_per_step, doubt_again: Duration::from_millis(20) };
+        let settings = Settings { start_block, prove, finality_depth: 0, blocks_per_step, doubt_again: DOUBT_AGAIN };
         let indexer = Indexer::new(chain, store.clone(), health.clone(), metrics.clone(), settings);
         Ok(Index { indexer, store, health, metrics, errors: Vec::new() })
     }
@@ -170,13 +175,25 @@ impl Index {
     async fn at(chains: &Chains, proxies: &[&Proxy], file: &Path, blocks_per_step: u64) -> Result<Index> {
         let urls = proxies.iter().map(|proxy| proxy.url.clone()).collect();
         let endpoints = Endpoints { urls, requests_per_second: 0, timeout: TIMEOUT };
-        let chain = Chain::unchecked(endpoints, devnet::CHAIN_ID, chains.world.book.contracts)?;
+        let chain = Chain::unchecked(endpoints, devnet::CHAIN_ID, chains.world.book.contracts.clone())?;
         Index::new(chain, file, chains.world.book.block, blocks_per_step, Prove::Live).await
     }
 
     /// Lets it pass until it rests, or failed more than `patience` times in a row.
     async fn drive(&mut self, patience: u32) {
-        self.pass(PASSES_MAX, patience).await;
+        self.pass(PASSES_MAX + patience, patience).await;
+    }
+
+    /// After a fault: the same, until every block is proven, for as long as an endpoint or a block may be let be.
+    async fn recover(&mut self) -> Result<()> {
+        for _ in 0..ROUNDS_AFTER {
+            self.drive(PATIENCE_AFTER).await;
+            if self.store.coverage().await?.iter().all(|range| range.level.is_proven()) {
+                break;
+            }
+            tokio::time::sleep(DOUBT_AGAIN / 10).await;
+        }
+        Ok(())
     }
 
     async fn pass(&mut self, most: u32, patience: u32) {
@@ -239,31 +256,49 @@ struct Found {
 }
 
 impl Row {
-    async fn judge(&self, chains: &Chains) -> Result<Line> {
-        let folder = tempfile::tempdir()?;
-        let file = folder.path().join("node.sqlite");
-        let Found { right, once, signs, recovered } = match self.course {
-            Course::Rules(rules) => under_rules(chains, rules, false, &file).await?,
-            Course::OneOfTwo(rules) => under_rules(chains, rules, true, &file).await?,
-            Course::Fork(fork) => at_a_fork(chains, fork(chains), &file).await?,
-            Course::ForkAnywhere(fork) => at_a_fork_anywhere(chains, fork(chains), &file).await?,
-            Course::Stranger(url) => at_a_stranger(chains, url(chains), PASSES_MAX, &file).await?,
-            Course::StrangerMidway(url) => at_a_stranger(chains, url(chains), 3, &file).await?,
-            Course::StrangerFirst(url) => at_a_stranger_first(chains, url(chains), &file).await?,
-            Course::Kills => kill::run(chains).await?,
+    async fn judge(&self, chains: &Chains) -> Line {
+        let failed = |error: anyhow::Error| {
+            let why = || Err(format!("{error:#}"));
+            Found { right: why(), once: why(), signs: Vec::new(), recovered: why() }
         };
+        let Found { right, once, signs, recovered } = self.run(chains).await.unwrap_or_else(failed);
         let expected = signs.iter().find(|sign| self.says.iter().any(|word| sign.contains(word)));
         let seen = expected.or(signs.first()).cloned().unwrap_or_default();
         let wanted = || format!("it should say one of {:?}, it says {signs:?}", self.says);
         let detected = expected.map(|_| ()).ok_or_else(wanted);
-        Ok(Line { name: self.name, cells: [right, once, detected, recovered], seen })
+        Line { name: self.name, cells: [right, once, detected, recovered], seen }
+    }
+
+    async fn run(&self, chains: &Chains) -> Result<Found> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("node.sqlite");
+        match self.course {
+            Course::Rules(rules) => under_rules(chains, rules, Besides::Nothing, &file).await,
+            Course::RulesUntilRestart(rules) => under_rules(chains, rules, Besides::Restart, &file).await,
+            Course::OneOfTwo(rules) => under_rules(chains, rules, Besides::Honest, &file).await,
+            Course::Fork(fork) => at_a_fork(chains, fork(chains), &file).await,
+            Course::ForkAnywhere(fork) => at_a_fork_anywhere(chains, fork(chains), &file).await,
+            Course::Stranger(url) => at_a_stranger(chains, url(chains), PASSES_MAX, &file).await,
+            Course::StrangerMidway(url) => at_a_stranger(chains, url(chains), 3, &file).await,
+            Course::StrangerFirst(url) => at_a_stranger_first(chains, url(chains), &file).await,
+            Course::Kills => kill::run(chains).await,
+        }
     }
 }
 
-async fn under_rules(chains: &Chains, rules: fn(&Chains, &Proxy), spare: bool, file: &Path) -> Result<Found> {
+#[derive(PartialEq, Eq)]
+enum Besides {
+    Nothing,
+    Restart,
+    /// A second endpoint.
+    Honest,
+}
+
+async fn under_rules(chains: &Chains, rules: fn(&Chains, &Proxy), besides: Besides, file: &Path) -> Result<Found> {
     let (proxy, honest) = (Proxy::start(&chains.main.url).await?, Proxy::start(&chains.main.url).await?);
-    let proxies = [&proxy, &honest];
-    let mut index = Index::at(chains, &proxies[..1 + usize::from(spare)], file, STEP).await?;
+    let all = [&proxy, &honest];
+    let proxies = if besides == Besides::Honest { &all[..] } else { &all[..1] };
+    let mut index = Index::at(chains, proxies, file, STEP).await?;
     let show = |number| proxies.iter().for_each(|proxy| proxy.show(number));
     let head = chains.main.head();
     show(head - FOLLOWED);
@@ -278,7 +313,11 @@ async fn under_rules(chains: &Chains, rules: fn(&Chains, &Proxy), spare: bool, f
     let known: Vec<&Truth> = forks.chain([&chains.main.truth, &chains.sibling.truth]).collect();
     let (right, once) = (check_right(&index, &known).await?, check_once(&index).await?);
     proxy.pass();
-    index.drive(PATIENCE_AFTER).await;
+    if besides == Besides::Restart {
+        index.store.close().await;
+        index = Index::at(chains, proxies, file, STEP).await?;
+    }
+    index.recover().await?;
     Ok(Found {
         right,
         once: once.and(check_once(&index).await?),
@@ -298,7 +337,7 @@ async fn at_a_fork(chains: &Chains, fork: &Fork, file: &Path) -> Result<Found> {
     let signs = index.signs(&proxy).await?;
     let (right, once) = (check_whole(&index, &fork.truth).await?, check_once(&index).await?);
     proxy.turn_to(&chains.main.url);
-    index.drive(PATIENCE_AFTER).await;
+    index.recover().await?;
     Ok(Found {
         right,
         once: once.and(check_once(&index).await?),
@@ -308,7 +347,7 @@ async fn at_a_fork(chains: &Chains, fork: &Fork, file: &Path) -> Result<Found> {
 }
 
 async fn at_a_fork_anywhere(chains: &Chains, fork: &Fork, file: &Path) -> Result<Found> {
-    const BEFORE: u64 = 20;
+    const BEFORE: u64 = 9;
     let proxy = Proxy::start(&chains.main.url).await?;
     proxy.show(chains.from - BEFORE);
     let mut index = Index::at(chains, &[&proxy], file, STEP).await?;
@@ -333,9 +372,9 @@ async fn at_a_fork_anywhere(chains: &Chains, fork: &Fork, file: &Path) -> Result
         once = once.and(at(check_once(&index).await?));
         proxy.pass();
         proxy.show(u64::MAX);
-        index.drive(PATIENCE).await;
+        index.recover().await?;
         once = once.and(at(check_once(&index).await?));
-        recovered = recovered.and(at(check_recovered(&index, chains).await?));
+        recovered = recovered.and(at(check_whole(&index, &chains.main.truth).await?));
         index.store.close().await;
         requests += 1;
     }
@@ -354,7 +393,7 @@ async fn at_a_stranger(chains: &Chains, url: &str, passes: u32, file: &Path) -> 
     let signs = index.signs(&proxy).await?;
     let (right, once) = (check_whole(&index, &held).await?, check_once(&index).await?);
     proxy.turn_to(&chains.main.url);
-    index.drive(PATIENCE_AFTER).await;
+    index.recover().await?;
     Ok(Found {
         right,
         once: once.and(check_once(&index).await?),
@@ -365,7 +404,7 @@ async fn at_a_stranger(chains: &Chains, url: &str, passes: u32, file: &Path) -> 
 
 async fn at_a_stranger_first(chains: &Chains, url: &str, file: &Path) -> Result<Found> {
     let proxy = Proxy::start(url).await?;
-    let connect = async || Chain::connect(&proxy.url, devnet::CHAIN_ID, chains.world.book.contracts).await;
+    let connect = async || Chain::connect(&proxy.url, devnet::CHAIN_ID, chains.world.book.contracts.clone()).await;
     let (right, sign) = match connect().await {
         Ok(_) => (Err("it was taken for the right one".to_owned()), "nothing".into()),
         Err(error) => (Ok(()), format!("refused to start: {error:#}")),

@@ -53,8 +53,8 @@ pub const TABLE: &[Row] = &[
         proxy.answer(RECEIPTS, When::Always, |_, answer| alter(answer, "topics"));
     }),
     row("two logs of a block are swapped in both", &["the receipts' root is"], |_, proxy| {
-        proxy.answer("eth_getLogs", When::Always, |_, answer| each_logs(answer, swap));
-        proxy.answer(RECEIPTS, When::Always, |_, answer| each_logs(answer, swap));
+        proxy.answer("eth_getLogs", When::Always, |_, answer| each_logs(answer, |logs| swap(logs)));
+        proxy.answer(RECEIPTS, When::Always, |_, answer| each_logs(answer, |logs| swap(logs)));
     }),
     row("no receipts, and a log is missing in eth_getLogs", &["no receipts of the block"], |_, proxy| {
         proxy.answer("eth_getLogs", When::Always, |_, answer| leave_out(answer));
@@ -93,9 +93,13 @@ pub const TABLE: &[Row] = &[
     row("the receipts of 1 call in 3 are null", &["no receipts of the block"], |_, proxy| {
         proxy.answer(RECEIPTS, When::Every(3), |_, answer| answer["result"] = Value::Null);
     }),
-    row("eth_getBlockReceipts is not supported", &["is not supported"], |_, proxy| {
-        proxy.answer(RECEIPTS, When::Always, |_, answer| refusal(answer, -32601, "the method is not supported"));
-    }),
+    Row {
+        name: "eth_getBlockReceipts is not supported, until a restart",
+        says: &["is not supported"],
+        course: Course::RulesUntilRestart(|_, proxy| {
+            proxy.answer(RECEIPTS, When::Always, |_, answer| refusal(answer, -32601, "the method is not supported"));
+        }),
+    },
     row("the receipts are no receipts", &["read the block's receipts"], |_, proxy| {
         proxy.answer(RECEIPTS, When::Always, |_, answer| answer["result"] = json!([{ "logs": 7 }]));
     }),
@@ -151,10 +155,10 @@ pub const TABLE: &[Row] = &[
     row("eth_getLogs is capped at 8 blocks, in no known words", &["unharmed", "got through"], |_, proxy| {
         cap_range(proxy, 8, -32000, "computer says no");
     }),
-    row("eth_getLogs is capped at 3 results", &["unharmed", "got through"], |_, proxy| {
+    row("eth_getLogs is capped at 30 results", &["unharmed", "got through"], |_, proxy| {
         proxy.answer("eth_getLogs", When::Always, |_, answer| {
-            if answer["result"].as_array().is_some_and(|logs| logs.len() > 3) {
-                refusal(answer, -32005, "query returned more than 3 results");
+            if answer["result"].as_array().is_some_and(|logs| logs.len() > 30) {
+                refusal(answer, -32005, "query returned more than 30 results");
             }
         });
     }),
@@ -192,17 +196,17 @@ pub const TABLE: &[Row] = &[
     row("502 to everything", &["502"], |_, proxy| {
         proxy.request(When::Always, |_| Some(Reply::Status(502, "<html><h1>Bad Gateway</h1></html>")));
     }),
-    row("an HTML page at HTTP 200, 1 time in 3", &["deserialization", "unharmed"], |_, proxy| {
+    row("an HTML page at HTTP 200, 1 time in 3", &["no JSON-RPC", "unharmed"], |_, proxy| {
         proxy.request(When::Every(3), |_| Some(Reply::Text("<html><h1>Just a moment...</h1></html>")));
     }),
     row("the connection ends in the middle of 1 answer in 3", &["error", "unharmed"], |_, proxy| {
         proxy.request(When::Every(3), |_| Some(Reply::Torn));
     }),
-    row("half of the JSON, 1 time in 3", &["deserialization", "unharmed"], |_, proxy| {
+    row("half of the JSON, 1 time in 3", &["no JSON-RPC", "unharmed"], |_, proxy| {
         proxy.request(When::Every(3), |_| Some(Reply::Half));
     }),
-    row("1 answer in 9 comes too late", &["timed out", "error sending request", "unharmed"], |_, proxy| {
-        proxy.request(When::Every(9), |_| Some(Reply::Late(TIMEOUT * 2)));
+    row("an answer comes too late", &["timed out", "error sending request", "unharmed"], |_, proxy| {
+        proxy.request(When::First(1), |_| Some(Reply::Late(TIMEOUT * 2)));
     }),
     // One of two endpoints.
     one_of_two("1 of 2 endpoints answers 502 to everything", &["unharmed", "got through"], |_, proxy| {
@@ -235,10 +239,10 @@ pub const TABLE: &[Row] = &[
     row("the answers of a batch are in another order", &["unharmed"], |_, proxy| {
         proxy.batch(When::Always, |answers| answers.reverse());
     }),
-    row("an answer of a batch comes twice", &["unharmed"], |_, proxy| {
+    row("an answer of a batch comes twice", &["calls", "unharmed"], |_, proxy| {
         proxy.batch(When::Always, |answers| answers.push(answers[0].clone()));
     }),
-    row("an answer of each batch is missing", &["missing", "unharmed"], |_, proxy| {
+    row("an answer of each batch is missing", &["calls", "unharmed"], |_, proxy| {
         proxy.batch(When::Always, |answers| _ = answers.pop());
     }),
     row("the answers of a batch bear each other's ids", &["asked for block"], |_, proxy| {
@@ -328,7 +332,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "another chain of the same id, midway",
-        says: &["another chain"],
+        says: &["another chain", "was final"],
         course: Course::StrangerMidway(|chains| &chains.stranger.rpc_url),
     },
     Row {
@@ -343,7 +347,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "another chain id, midway",
-        says: &["another chain", "serves chain 4242"],
+        says: &["another chain", "was final", "serves chain 4242"],
         course: Course::StrangerMidway(|chains| &chains.other_id.rpc_url),
     },
     Row {
@@ -401,9 +405,9 @@ fn invent(answer: &mut Value) {
 fn alter(answer: &mut Value, what: &str) {
     each_logs(answer, |logs| match (logs.last_mut(), what) {
         (Some(log), "topics") => {
-            _ = log["topics"]
-                .as_array_mut()
-                .and_then(|topics| Some(*topics.last_mut()? = json!(B256::with_last_byte(9))));
+            if let Some(topic) = log["topics"].as_array_mut().and_then(|topics| topics.last_mut()) {
+                *topic = json!(B256::with_last_byte(9));
+            }
         }
         (Some(log), _) => log["data"] = json!(log["data"].as_str().unwrap_or("0x").replace(['1', '2', '3'], "4")),
         (None, _) => {}
@@ -411,8 +415,8 @@ fn alter(answer: &mut Value, what: &str) {
 }
 
 /// Swaps what the first two logs say.
-fn swap(logs: &mut Vec<Value>) {
-    if let [first, second, ..] = &mut logs[..] {
+fn swap(logs: &mut [Value]) {
+    if let [first, second, ..] = logs {
         std::mem::swap(&mut first["data"], &mut second["data"]);
         std::mem::swap(&mut first["topics"], &mut second["topics"]);
     }
