@@ -95,8 +95,13 @@ impl Live {
 async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<Job>> {
     let now = store.time().await?;
     for job in store.live_jobs().await? {
-        if job.next(us, now) == Next::Do(duty) && store.lease(job.id, duty, LEASE_SECONDS).await? {
-            return Ok(Some(job));
+        if job.next(us, now) != Next::Do(duty) || !store.lease(job.id, duty, LEASE_SECONDS).await? {
+            continue;
+        }
+        // Another worker may have done it after the jobs were read, and given its lease back.
+        match store.job(job.id).await? {
+            Some(job) if job.next(us, now) == Next::Do(duty) => return Ok(Some(job)),
+            _ => _ = store.release(job.id, duty, None).await?,
         }
     }
     Ok(None)
@@ -135,4 +140,81 @@ fn sign_receipt(chain: &Chain, signer: &Signer, job: &Job) -> anyhow::Result<Sig
     let receipt = Receipt::new(chain.id(), marketplace, signer.address(), job.id, &job.terms, inferred);
     let signature = signer.sign_hash(receipt.signing_hash())?;
     Ok(SignedReceipt { receipt, signature })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::market::coverage::Coverage;
+    use crate::market::event::{Commitment, Event, Header, Level, Range, RawLog, Terms};
+    use crate::market::types::{B256, BlockRef, Bytes, Cid, U256, UnixSeconds};
+    use crate::store::Entry;
+
+    const US: Address = Address::repeat_byte(0xaa);
+    const JOBS: u8 = 40;
+    const WORKERS: usize = 8;
+
+    /// Jobs that we claimed; a log's first byte says which event, the second of which job.
+    async fn claimed(store: &Store) {
+        let block = BlockRef { number: 1, hash: B256::repeat_byte(1) };
+        let log = |index: u64, says: [u8; 2]| RawLog {
+            block,
+            index,
+            tx: B256::ZERO,
+            address: Address::ZERO,
+            topics: Vec::new(),
+            data: Bytes::from(says),
+        };
+        let logs =
+            (0..JOBS).flat_map(|job| [[0, job + 1], [1, job + 1]]).zip(0..).map(|(says, index)| log(index, says));
+        let header = Header { block, parent: B256::ZERO, time: UnixSeconds(10) };
+        let coverage = vec![Coverage::of_block(1, Level::Complete, None)];
+        store.extend(&Range { headers: vec![header], coverage, logs: logs.collect() }).await.expect("stored");
+    }
+
+    fn read(log: &RawLog) -> anyhow::Result<Event> {
+        let job = JobId(log.data[1].into());
+        let terms = Terms {
+            renter: Address::ZERO,
+            model: "m".into(),
+            input: "i".into(),
+            max_tokens: 8,
+            temperature_milli: 0,
+            seed: 1,
+            payment: U256::from(1),
+            token: Address::ZERO,
+            deadline: UnixSeconds(u64::MAX),
+            requires_proof: true,
+            min_gpu_memory: 0,
+            min_reputation: 0,
+            reserved_for: None,
+        };
+        Ok(if log.data[0] == 0 { Event::JobTerms { job, terms } } else { Event::JobClaimed { job, host: US } })
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_workers_do_each_job_once() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("node.sqlite");
+        let store = Store::open(&file, 1, Address::ZERO, Arc::new(read)).await.expect("opens");
+        claimed(&store).await;
+        let inferred = Work::Inferred {
+            at: UnixSeconds(0),
+            commitment: Commitment { root: B256::ZERO, tokens: 1, result_hash: B256::ZERO, tokens_digest: B256::ZERO },
+            output: Cid::of(b"o"),
+            transcript: Cid::of(b"t"),
+        };
+        let worker = async || {
+            while let Some(job) = take(&store, US, Duty::Infer).await.expect("taken") {
+                store.record(job.id, &inferred).await.expect("recorded");
+                conclude(&store, job.id, Duty::Infer, Ok(())).await.expect("concluded");
+            }
+        };
+        futures::future::join_all((0..WORKERS).map(|_| worker())).await;
+        for job in 1..=JOBS {
+            let entries = store.timeline(JobId(job.into())).await.expect("a timeline").entries;
+            let done = entries.iter().filter(|entry| matches!(entry, Entry::Work { .. })).count();
+            assert_eq!(done, 1, "job {job}");
+        }
+    }
 }
