@@ -279,6 +279,21 @@ impl Event {
     /// The names of what a contract logs when other code takes its place, or another may put it there.
     pub const CODE_REPLACED: [&str; 3] = ["Upgraded", "BeaconUpgraded", "AdminChanged"];
 
+    /// The names of the events that jobs are folded from.
+    pub const OF_JOBS: [&str; 11] = [
+        "JobTerms",
+        "JobClaimed",
+        "JobReopened",
+        "ResultCommitted",
+        "BeaconPinned",
+        "JobCompleted",
+        "JobDisputed",
+        "JobReleaseDue",
+        "PaymentReleased",
+        "PaymentRefunded",
+        "EscrowReleased",
+    ];
+
     /// Returns whether logs of the contract may mean something else from here on.
     pub fn replaces_code(&self) -> bool {
         matches!(self, Event::Noted { name, .. } if Event::CODE_REPLACED.contains(name))

@@ -18,7 +18,7 @@ pub(super) const ROWS_PER_STATEMENT: usize = 100;
 pub(super) type Facts = BTreeMap<JobId, Vec<Fact>>;
 
 impl Store {
-    /// Returns what the canonical logs say of each of the jobs, in chain order.
+    /// Returns what the canonical logs say of each of the jobs, in chain order; what is only noted of it says nothing.
     pub(super) async fn chain_facts(&self, connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Facts> {
         self.chain_facts_until(connection, jobs, i64::MAX as u64).await
     }
@@ -34,10 +34,12 @@ impl Store {
             "SELECT number, hash, log_index, tx_hash, address, topics, data, job FROM log
              JOIN block ON block.seq = log.block
              WHERE job IN (SELECT value FROM json_each(?)) AND canonical = 1 AND number <= ?
+                 AND kind IN (SELECT value FROM json_each(?))
              ORDER BY job, number, log_index",
         )
         .bind(serde_json::to_string(jobs)?)
         .bind(last as i64)
+        .bind(serde_json::to_string(&Event::OF_JOBS)?)
         .fetch_all(connection)
         .await?;
         let mut facts = Facts::new();

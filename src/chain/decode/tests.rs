@@ -531,6 +531,14 @@ fn every_event_is_read_as_what_it_says() {
 }
 
 #[test]
+fn jobs_are_folded_from_what_is_not_only_noted() {
+    for (_, _, event) in goldens() {
+        let speaks = event.job().is_some() && !matches!(event, Event::Noted { .. });
+        assert_eq!(speaks, Event::OF_JOBS.contains(&event.name()), "{}", event.name());
+    }
+}
+
+#[test]
 fn no_event_of_the_abis_falls_through() {
     let goldens = goldens();
     let abis = [
