@@ -141,6 +141,15 @@ pub struct HostConfig {
     /// Highest fee per gas ever offered, in wei.
     #[serde(default = "default_fee_cap_max_wei")]
     pub fee_cap_max_wei: u64,
+    /// The most transactions that wait to be mined at once.
+    #[serde(default = "default_window")]
+    pub window: usize,
+    /// A transaction that is not mined after so long is offered a higher fee.
+    #[serde(default = "default_bump_after_seconds")]
+    pub bump_after_seconds: u64,
+    /// Jobs taken beyond those that the models compute at once: they wait for a slot.
+    #[serde(default)]
+    pub queue: u32,
 }
 
 /// One model to serve.
@@ -208,6 +217,12 @@ fn default_margin_seconds() -> u64 {
 }
 fn default_fee_cap_max_wei() -> u64 {
     100_000_000_000
+}
+fn default_window() -> usize {
+    16
+}
+fn default_bump_after_seconds() -> u64 {
+    30
 }
 fn default_slots() -> usize {
     4
@@ -350,6 +365,9 @@ impl Config {
         ensure!(!host.models.is_empty(), "host.models is empty: a host serves at least one model");
         ensure!(!host.price_per_1k.is_empty(), "host.price_per_1k is empty: name a price for eth or a token's address");
         within("host.tokens_per_second", host.tokens_per_second.into(), 1, 1_000_000)?;
+        within("host.window", host.window as u64, 1, 10_000)?;
+        within("host.bump_after_seconds", host.bump_after_seconds, 1, 3600)?;
+        within("host.queue", host.queue.into(), 0, 100_000)?;
         for (index, model) in host.models.iter().enumerate() {
             let at = |name: &str| format!("host.models[{index}].{name}");
             within(&at("slots"), model.slots as u64, 1, crate::engine::SLOTS_MAX as u64)?;

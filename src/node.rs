@@ -20,9 +20,16 @@ use crate::p2p::{self, Inbound, P2p};
 use crate::prover::{self, Prover};
 use crate::store::Store;
 use crate::tasks::{
-    Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prove::Prove, scheduler::Scheduler,
+    Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prepare::Prepare, prove::Prove,
+    scheduler::Scheduler,
 };
-use crate::tasks::{submitter::Submitter, sweep, sweep::Sweep, worker::Worker};
+use crate::tasks::{
+    settle::Settle,
+    submitter::{Limits, Submitter},
+    sweep,
+    sweep::Sweep,
+    worker::Worker,
+};
 
 /// A part that reports less often than this is not ready.
 const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
@@ -54,7 +61,9 @@ struct Host {
     policy: Policy,
     gates: Gates,
     slots: u32,
-    fee_cap_max: u128,
+    /// Jobs that may wait for a slot.
+    queue: u32,
+    limits: Limits,
 }
 
 impl Node {
@@ -157,7 +166,7 @@ impl Node {
             metrics: metrics.clone(),
             policy: host.policy.clone(),
             us,
-            slots: host.slots,
+            slots: host.slots + host.queue,
             declined: Default::default(),
         };
         self.drive(scheduler, poll, store.changes(), &metrics);
@@ -183,18 +192,20 @@ impl Node {
             };
             self.drive(prove, poll, store.changes(), &metrics);
         }
-        let submitter = Submitter {
+        let prepare = Prepare {
             chain: chain.clone(),
             store: store.clone(),
             content: content.clone(),
-            metrics: metrics.clone(),
-            signer: host.signer.clone(),
+            us,
             gates: host.gates,
-            fee_cap_max: host.fee_cap_max,
-            sent: Default::default(),
             refused: Default::default(),
             waiting: Default::default(),
         };
+        self.drive(prepare, poll, store.changes(), &metrics);
+        let (settle, beat) = Settle::new(chain.clone(), store.clone(), metrics.clone(), us);
+        self.drive(settle, poll, store.changes(), &metrics);
+        let (signer, limits) = (host.signer.clone(), host.limits);
+        let submitter = Submitter::new(chain.clone(), store.clone(), metrics.clone(), signer, limits, beat);
         self.drive(submitter, poll, store.changes(), &metrics);
         let announcer = gossip::Announcer {
             chain: chain.clone(),
@@ -405,7 +416,12 @@ impl Host {
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
         let gates = host.gate;
-        Ok(Host { signer, engines, prover, policy, gates, slots, fee_cap_max: host.fee_cap_max_wei.into() })
+        let limits = Limits {
+            fee_cap_max: host.fee_cap_max_wei.into(),
+            window: host.window,
+            bump_after: Duration::from_secs(host.bump_after_seconds),
+        };
+        Ok(Host { signer, engines, prover, policy, gates, slots, queue: host.queue, limits })
     }
 }
 

@@ -42,7 +42,7 @@ pub use bundle::Bundle;
 pub use endpoint::{EndpointState, Endpoints, Failure, shown};
 pub use prove::disproven;
 pub use reach::Reach;
-pub use send::{Fees, Mined, Sent, Signer};
+pub use send::{Fees, Mined, Pulse, Sent, Signer};
 pub use versions::{Abi, Also, Role};
 
 /// Addresses of the contracts one node works with.

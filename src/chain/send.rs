@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use alloy::consensus::{SignableTransaction, TxEip1559};
 use alloy::eips::eip2718::Encodable2718;
+use alloy::eips::{BlockId, BlockNumberOrTag};
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
 use alloy::providers::Provider;
 use alloy::rpc::json_rpc::ErrorPayload;
+use alloy::rpc::types::TransactionReceipt;
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::call::Call;
 use super::follow::raw_log;
-use super::{Chain, request};
+use super::{Chain, abi, request};
 use crate::market::event::RawLog;
 use crate::market::types::BlockRef;
 
@@ -50,10 +52,14 @@ pub enum Sent {
     Accepted,
     /// The nonce is used: one of our attempts was mined, or somebody else signs with our key. Look for receipts.
     NonceUsed,
-    /// Another transaction with this nonce pays as much: bump.
+    /// An earlier nonce is missing there: send that first, then this again.
+    NonceAhead,
+    /// It asks for a higher fee, or another transaction with this nonce pays as much: bump.
     Underpriced,
     /// The account cannot pay for it.
     InsufficientFunds,
+    /// It has no room, or too many of ours wait there: send it again later.
+    Full,
     /// Refused for another reason, in the node's words.
     Refused(String),
 }
@@ -128,20 +134,101 @@ impl Chain {
         Ok(gas.saturating_add(gas / 4))
     }
 
-    /// Puts signed bytes on the wire.
+    /// Puts signed bytes on the wire, in order, with one request to one endpoint. Says of each what the node said of it.
     ///
     /// # Errors
     /// If the endpoint cannot be reached: the bytes may or may not have arrived, so send the same ones again.
-    pub async fn send(&self, raw: &Bytes) -> Result<Sent> {
-        match self.provider.send_raw_transaction(raw).await {
-            // The watcher that comes back is dropped: receipts are polled by hash.
-            Ok(_) => Ok(Sent::Accepted),
+    pub async fn send(&self, raw: &[Bytes]) -> Result<Vec<Sent>> {
+        let what = || format!("send transactions to {}", self.endpoint);
+        if let [raw] = raw {
+            return match self.provider.send_raw_transaction(raw).await {
+                // The watcher that comes back is dropped: receipts are polled by hash.
+                Ok(_) => Ok(vec![Sent::Accepted]),
+                Err(error) => match error.as_error_resp() {
+                    Some(answer) => Ok(vec![classify(answer)]),
+                    None => Err(error).with_context(what),
+                },
+            };
+        }
+        let mut batch = self.client.new_batch();
+        let calls = raw.iter().map(|raw| batch.add_call::<_, B256>("eth_sendRawTransaction", &(raw,)));
+        let calls = calls.collect::<Result<Vec<_>, _>>()?;
+        batch.send().await.with_context(what)?;
+        let mut said = Vec::with_capacity(raw.len());
+        for call in calls {
+            said.push(match call.await {
+                Ok(_) => Sent::Accepted,
+                Err(error) => match error.as_error_resp() {
+                    Some(answer) => classify(answer),
+                    None => return Err(error).with_context(what),
+                },
+            });
+        }
+        Ok(said)
+    }
+
+    /// Tries a call on the newest block's state, without sending it. Returns a gas limit for it, the node's estimate and a quarter
+    /// more, or the contract's reason why it would refuse.
+    ///
+    /// # Errors
+    /// If the endpoint fails: then nothing is known about the call.
+    pub async fn rehearse(&self, from: Address, call: &Call) -> Result<Result<u64, String>> {
+        let request = request(from, call.to, call.data.clone(), call.value);
+        match self.provider.estimate_gas(request).await {
+            Ok(gas) => Ok(Ok(gas.saturating_add(gas / 4))),
             Err(error) => match error.as_error_resp() {
-                Some(answer) => Ok(classify(answer)),
-                None => Err(error).with_context(|| format!("send a transaction to {}", self.endpoint)),
+                Some(refusal) => Ok(Err(abi::reason(refusal))),
+                None => Err(error).context("try a call"),
             },
         }
     }
+
+    /// Returns what a sender must know of the newest block, from one endpoint.
+    pub async fn pulse(&self, account: Address) -> Result<Pulse> {
+        let chain = self.steady();
+        let head = async {
+            let head = chain.provider.get_block_by_number(BlockNumberOrTag::Latest).await?;
+            head.map(|head| head.header.base_fee_per_gas.unwrap_or(0).into()).context("there is no newest block")
+        };
+        let (base_fee, fees, nonce) = tokio::try_join!(head, chain.fees(), chain.nonce(account))?;
+        Ok(Pulse { base_fee, fees, nonce })
+    }
+
+    /// Returns the account's next nonce at the newest block that the chain calls final.
+    pub async fn final_nonce(&self, account: Address) -> Result<u64> {
+        let nonce = self.provider.get_transaction_count(account).block_id(BlockId::finalized()).await;
+        nonce.with_context(|| format!("read the final nonce of {account}"))
+    }
+
+    /// Returns the receipt of each transaction, `None` where the endpoint knows none, with few requests to one endpoint.
+    pub async fn receipts_of(&self, hashes: &[B256]) -> Result<Vec<Option<TransactionReceipt>>> {
+        const PER_BATCH: usize = 100;
+        let what = "read the receipts of our transactions";
+        let mut receipts = Vec::with_capacity(hashes.len());
+        for hashes in hashes.chunks(PER_BATCH) {
+            let mut batch = self.client.new_batch();
+            let calls = hashes
+                .iter()
+                .map(|hash| batch.add_call::<_, Option<TransactionReceipt>>("eth_getTransactionReceipt", &(hash,)));
+            let calls = calls.collect::<Result<Vec<_>, _>>()?;
+            batch.send().await.context(what)?;
+            for call in calls {
+                receipts.push(call.await.context(what)?);
+            }
+        }
+        Ok(receipts)
+    }
+}
+
+/// What a sender must know of the newest block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pulse {
+    /// Wei per gas that the block burned.
+    pub base_fee: u128,
+    /// For a transaction to be mined soon.
+    pub fees: Fees,
+    /// The account's next nonce, as mined blocks have it.
+    pub nonce: u64,
 }
 
 /// A transaction that is in a block.
@@ -169,9 +256,10 @@ impl Chain {
         }
         let (gas, fees, nonce) = (self.gas(from, call).await?, self.fees().await?, self.nonce(from).await?);
         let (hash, raw) = signer.sign(self.id, nonce, gas, fees, call)?;
-        match self.send(&raw).await.with_context(|| format!("send transaction {hash}, which may have arrived"))? {
-            Sent::Accepted => {}
-            refused => bail!("the node refused transaction {hash}: {refused:?}"),
+        let said =
+            self.send(&[raw]).await.with_context(|| format!("send transaction {hash}, which may have arrived"))?;
+        if let Some(refused) = said.into_iter().find(|said| *said != Sent::Accepted) {
+            bail!("the node refused transaction {hash}: {refused:?}");
         }
         let mined = async {
             loop {
@@ -192,18 +280,30 @@ impl Chain {
     }
 }
 
-/// Reads a node's refusal. Texts differ between geth, reth, anvil and providers in front of them; codes do not help.
+/// Reads a node's refusal. Texts differ between geth, op-geth, reth, erigon, nethermind, anvil and providers in front of them; codes
+/// do not help. What no text tells is for a person.
 fn classify(answer: &ErrorPayload) -> Sent {
     let text = answer.message.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&["already known", "already imported", "known transaction", "alreadyknown"]) {
         Sent::Accepted
-    } else if says(&["nonce too low", "nonce is too low", "oldnonce", "invalid nonce"]) {
+    } else if says(&["nonce too low", "nonce is too low", "oldnonce", "invalid nonce", "nonce has already been used"]) {
         Sent::NonceUsed
-    } else if says(&["underpriced", "fee too low", "max fee per gas less than block base fee"]) {
+    } else if says(&["nonce too high", "gapped-nonce", "too distant from current"]) {
+        Sent::NonceAhead
+    } else if says(&[
+        "underpriced",
+        "fee too low",
+        "less than block base fee",
+        "lower than the block base fee",
+        "below the block base fee",
+        "could not replace",
+    ]) {
         Sent::Underpriced
     } else if says(&["insufficient funds", "insufficient balance"]) {
         Sent::InsufficientFunds
+    } else if says(&["pool is full", "limit reached", "limit exceeded"]) {
+        Sent::Full
     } else {
         Sent::Refused(answer.message.to_string())
     }
@@ -230,7 +330,30 @@ mod tests {
         assert_eq!(said("nonce too low"), Sent::NonceUsed);
         assert_eq!(said("Insufficient funds for gas * price + value"), Sent::InsufficientFunds);
         assert_eq!(said("max fee per gas less than block base fee"), Sent::Underpriced);
-        assert_eq!(said("intrinsic gas too low"), Sent::Refused("intrinsic gas too low".into()));
+        assert_eq!(said("Nonce too high"), Sent::NonceAhead);
+        // geth, and op-geth for an account that has too many
+        assert_eq!(
+            said("future transaction tries to replace pending"),
+            Sent::Refused("future transaction tries to replace pending".into())
+        );
+        assert_eq!(said("transaction underpriced: tip needed 1, tip permitted 0"), Sent::Underpriced);
+        assert_eq!(
+            said("max fee per gas less than block base fee: address 0x, maxFeePerGas: 1, baseFee: 7"),
+            Sent::Underpriced
+        );
+        assert_eq!(said("txpool is full"), Sent::Full);
+        assert_eq!(said("in-flight transaction limit reached for delegated accounts"), Sent::Full);
+        assert_eq!(said("nonce too high"), Sent::NonceAhead);
+        assert_eq!(said("gapped-nonce tx from delegated accounts"), Sent::NonceAhead);
+        assert_eq!(said("account limit exceeded"), Sent::Full);
+        // besu
+        assert_eq!(said("Transaction nonce is too distant from current sender nonce"), Sent::NonceAhead);
+        // what no later try would change
+        for refused in
+            ["intrinsic gas too low", "exceeds block gas limit", "invalid sender", "tx fee exceeds the configured cap"]
+        {
+            assert_eq!(said(refused), Sent::Refused(refused.into()));
+        }
     }
 
     #[test]

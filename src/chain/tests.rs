@@ -438,7 +438,7 @@ async fn the_same_bytes_go_to_the_next_endpoint() -> Result<()> {
         ask(&chain).await?;
         first.now(fault);
         let raw = Bytes::from_static(b"signed");
-        assert_eq!(chain.send(&raw).await?, Sent::Accepted);
+        assert_eq!(chain.send(std::slice::from_ref(&raw)).await?, [Sent::Accepted]);
         for server in [&first, &second] {
             let bodies = std::mem::take(&mut *server.work.bodies.lock().unwrap());
             let sent: Vec<_> = bodies.iter().filter(|body| body["method"] == "eth_sendRawTransaction").collect();

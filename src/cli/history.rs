@@ -127,7 +127,7 @@ fn print_entry(entry: &Entry) -> Result<()> {
             line(time, format!("node   {}", work.name()))?;
             match work {
                 Work::Chosen { reasons, .. } => reasons.iter().try_for_each(note),
-                Work::Abandoned { reason, .. } => note(reason),
+                Work::ClaimFailed { reason, .. } | Work::Abandoned { reason, .. } => note(reason),
                 _ => Ok(()),
             }
         }

@@ -84,7 +84,7 @@ impl Gates {
             Duty::Commit => Some(&self.commit),
             Duty::Complete => Some(&self.complete),
             Duty::Release => Some(&self.release),
-            Duty::Infer | Duty::Prove | Duty::Announce => None,
+            Duty::Infer | Duty::Prove | Duty::Fail | Duty::Announce => None,
         }
     }
 }

@@ -41,6 +41,8 @@ pub enum Work {
     Proved { at: UnixSeconds, beacon: B256, completion: Cid },
     /// The signed receipt was published.
     Announced { at: UnixSeconds },
+    /// The chain did not take our claim, and why.
+    ClaimFailed { at: UnixSeconds, reason: String },
     /// We stopped working on it and say why.
     Abandoned { at: UnixSeconds, reason: String },
 }
@@ -53,6 +55,7 @@ impl Work {
             Work::Inferred { .. } => "Inferred",
             Work::Proved { .. } => "Proved",
             Work::Announced { .. } => "Announced",
+            Work::ClaimFailed { .. } => "ClaimFailed",
             Work::Abandoned { .. } => "Abandoned",
         }
     }
@@ -122,6 +125,8 @@ pub struct Job {
     pub escrow_released: Option<(U256, U256)>,
     pub beacon: Option<B256>,
     pub chosen: bool,
+    /// The chain did not take our claim; where it did after all, the job is ours all the same.
+    pub claim_failed: bool,
     pub inferred: Option<Inferred>,
     pub proved: Option<Proved>,
     pub announced: bool,
@@ -170,6 +175,8 @@ pub enum Duty {
     Commit,
     Prove,
     Complete,
+    /// Tell the chain that we do not do it, so that another host can.
+    Fail,
     Announce,
     Release,
 }
@@ -183,6 +190,7 @@ impl Duty {
             Duty::Commit => "commit",
             Duty::Prove => "prove",
             Duty::Complete => "complete",
+            Duty::Fail => "fail",
             Duty::Announce => "announce",
             Duty::Release => "release",
         }
@@ -255,6 +263,7 @@ impl Job {
             escrow_released: None,
             beacon: None,
             chosen: false,
+            claim_failed: false,
             inferred: None,
             proved: None,
             announced: false,
@@ -290,6 +299,7 @@ impl Job {
             }
             Work::Proved { beacon, completion, .. } => self.proved = Some(Proved { beacon, completion }),
             Work::Announced { .. } => self.announced = true,
+            Work::ClaimFailed { .. } => self.claim_failed = true,
             Work::Abandoned { reason, .. } => self.abandoned = Some(reason),
         }
     }
@@ -405,7 +415,9 @@ impl Job {
             State::Completed { .. } => Next::Wait("the challenge window"),
             State::Disputed { .. } => Next::Wait("the arbiter"),
             _ if expired => Next::Done(Outcome::Expired),
+            State::Claimed { .. } | State::Committed { .. } if self.abandoned.is_some() => Next::Do(Duty::Fail),
             _ if self.abandoned.is_some() => Next::Done(Outcome::Abandoned),
+            State::Posted if self.claim_failed => Next::Done(Outcome::Lost),
             State::Posted if self.chosen => Next::Wait("our claim"),
             State::Posted => Next::Do(Duty::Consider),
             State::Claimed { .. } if self.inferred.is_none() => Next::Do(Duty::Infer),
@@ -533,6 +545,9 @@ mod tests {
     fn announced() -> Fact {
         Fact::Work(Work::Announced { at: UnixSeconds(4) })
     }
+    fn claim_failed() -> Fact {
+        Fact::Work(Work::ClaimFailed { at: UnixSeconds(5), reason: "reverted".into() })
+    }
     fn abandoned() -> Fact {
         Fact::Work(Work::Abandoned { at: UnixSeconds(5), reason: "the model failed".into() })
     }
@@ -567,7 +582,10 @@ mod tests {
         owes(&[posted(), claimed(US), chosen()], EARLY, Do(Infer));
         owes(&[posted(), claimed(US)], EARLY, Do(Infer));
         owes(&[posted(), claimed(US), inferred()], EARLY, Do(Commit));
-        owes(&[posted(), claimed(US), abandoned()], EARLY, Done(Abandoned));
+        owes(&[posted(), claimed(US), abandoned()], EARLY, Do(Fail));
+        owes(&[posted(), claimed(US), abandoned()], DEADLINE, Done(Expired));
+        owes(&[posted(), chosen(), claim_failed()], EARLY, Done(Lost));
+        owes(&[posted(), chosen(), claim_failed(), claimed(US)], EARLY, Do(Infer));
         owes(&[posted(), claimed(US), inferred()], DEADLINE, Done(Expired));
         owes(&[posted(), claimed(US), refunded()], DEADLINE, Done(Refunded));
     }
@@ -613,7 +631,7 @@ mod tests {
         owes(&with(&[elsewhere.clone(), inferred(), proved(BEACON), proved(moved)]), EARLY, Do(Complete));
         owes(&with(&[inferred(), proved(BEACON)]), EARLY, Wait("the block after the commitment"));
         owes(&with(&[beacon.clone(), inferred(), proved(BEACON)]), DEADLINE, Done(Expired));
-        owes(&with(&[beacon, inferred(), abandoned()]), EARLY, Done(Abandoned));
+        owes(&with(&[beacon, inferred(), abandoned()]), EARLY, Do(Fail));
         owes(&with(&[inferred(), refunded()]), DEADLINE, Done(Refunded));
     }
 
@@ -752,6 +770,7 @@ mod tests {
             proved(BEACON),
             proved(B256::ZERO),
             announced(),
+            claim_failed(),
             abandoned(),
         ])
     }
@@ -846,9 +865,11 @@ mod tests {
             let next = |known: usize, now| Some(fold(known)?.next(US, UnixSeconds(now)));
             for known in 0..=history.len() {
                 let end = next(known, now);
-                // Whoever has it may give it up until it is completed.
-                let claimed = fold(known).is_some_and(|job| matches!(job.state, State::Claimed { .. } | State::Committed { .. }));
-                if !claimed && let Some(Done(Settled | Refunded | Lost)) = end {
+                // Whoever has it may give it up until it is completed; and a claim that failed here may have been taken there.
+                let open = fold(known).is_some_and(|job| {
+                    matches!(job.state, State::Posted | State::Claimed { .. } | State::Committed { .. })
+                });
+                if !open && let Some(Done(Settled | Refunded | Lost)) = end {
                     for longer in known..=history.len() {
                         prop_assert_eq!(next(longer, now + wait), end);
                     }

@@ -182,7 +182,12 @@ impl Policy {
 
     /// Returns the seconds a job of `tokens` output tokens needs, the margin for proof and transactions included.
     pub fn seconds_for(&self, tokens: u32) -> u64 {
-        self.margin_seconds.saturating_add(u64::from(tokens.div_ceil(self.tokens_per_second.max(1))))
+        self.margin_seconds.saturating_add(self.inference_seconds(tokens))
+    }
+
+    /// Returns the seconds that `tokens` output tokens take to compute.
+    pub fn inference_seconds(&self, tokens: u32) -> u64 {
+        u64::from(tokens.div_ceil(self.tokens_per_second.max(1)))
     }
 }
 

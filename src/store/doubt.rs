@@ -152,6 +152,7 @@ impl Store {
             sqlx::query("INSERT INTO doubt VALUES (?, ?)").bind(job.0 as i64).bind(what).execute(&mut *tx).await?;
         }
         tx.commit().await?;
+        self.live.touch_all();
         self.wake();
         Ok(())
     }

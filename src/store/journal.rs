@@ -104,6 +104,8 @@ impl Store {
         cover(&mut tx, coverage).await?;
         move_cursor(&mut tx, last.block).await?;
         tx.commit().await?;
+        self.live.touch(touched);
+        self.live.touch_blocks();
         self.wake();
         Ok(extended)
     }
@@ -171,6 +173,9 @@ impl Store {
         }
         cover(&mut tx, coverage).await?;
         tx.commit().await?;
+        if !corrections.is_empty() {
+            self.live.touch_all();
+        }
         self.wake();
         Ok(corrections)
     }
@@ -201,6 +206,7 @@ impl Store {
             done.jobs_changed.extend(changed);
         }
         tx.commit().await?;
+        self.live.touch_all();
         self.wake();
         Ok(done)
     }
@@ -281,6 +287,7 @@ impl Store {
         self.project(&mut tx, &jobs).await?;
         move_cursor(&mut tx, BlockRef { number: to, hash: target }).await?;
         tx.commit().await?;
+        self.live.touch_all();
         self.wake();
         Ok(jobs.len())
     }

@@ -2,13 +2,15 @@
 //!
 //! Owns sqlx. Never talks to a chain or a peer and never decides: it keeps, orders and refuses contradictions.
 //! Rules of the tables stand in `migrations/`. One writer connection (`BEGIN IMMEDIATE`), a pool of readers, WAL.
-//! Commits are `synchronous = FULL`: each one may be what a transaction on the wire relies on.
+//! A commit survives the end of the process; before a transaction goes on the wire its bytes, and all that was committed before
+//! them, are made to survive the machine's end too (`synchronous = FULL`).
 
 mod check;
 mod doubt;
 mod follow;
 mod history;
 mod journal;
+mod live;
 mod projection;
 mod snapshot;
 mod sql;
@@ -40,8 +42,8 @@ pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};
 pub use journal::{Correction, Extended, Rederived};
 pub use snapshot::{EventFilter, EventRow, NotStored, Snapshot};
 pub use sql::{Answer, Cell, schema, select};
-pub use tx::{Attempt, Intent, IntentState, SignedIntent, TxOutcome};
-pub use work::PeerReceipt;
+pub use tx::{Attempt, Intent, IntentState, OpenIntent, Signed, TxOutcome};
+pub use work::{Choice, PeerReceipt};
 
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
 const ROWS_WAITING: usize = 2000;
@@ -57,6 +59,7 @@ pub struct Store {
     decode: Decode,
     chain_id: u64,
     changed: watch::Sender<u64>,
+    live: live::Live,
 }
 
 impl Store {
@@ -72,7 +75,7 @@ impl Store {
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
             .row_buffer_size(ROWS_WAITING)
             .busy_timeout(Duration::from_secs(10));
@@ -81,7 +84,8 @@ impl Store {
             SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(at)?;
         sqlx::migrate!().run(&writer).await.with_context(at)?;
         let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        let store = Self { writer, readers, decode, chain_id, changed: watch::Sender::new(0) };
+        let store =
+            Self { writer, readers, decode, chain_id, changed: watch::Sender::new(0), live: Default::default() };
         store.identify(marketplace).await.with_context(at)?;
         Ok(store)
     }
@@ -101,7 +105,7 @@ impl Store {
         let mine = sqlx::migrate!().iter().map(|migration| migration.version).max();
         ensure!(newest == mine, "{}: its format is {newest:?}, this program reads {mine:?}", at());
         let changed = watch::Sender::new(0);
-        let store = Self { writer: readers.clone(), readers, decode, chain_id, changed };
+        let store = Self { writer: readers.clone(), readers, decode, chain_id, changed, live: Default::default() };
         store.belongs_to(marketplace).await.with_context(at)?;
         Ok(store)
     }
@@ -246,13 +250,6 @@ impl Store {
         sqlx::query("UPDATE finality SET violated = ?").bind(how).execute(&self.writer).await?;
         self.wake();
         Ok(())
-    }
-
-    /// Returns every job that has not reached its end on chain, oldest first.
-    pub async fn live_jobs(&self) -> Result<Vec<Job>> {
-        let mut reader = self.readers.acquire().await?;
-        let ids = live_ids(&mut reader).await?;
-        self.fold(&mut reader, &ids).await
     }
 
     /// Returns the jobs that ended on chain with this node's result and whose receipt is still unpublished.

@@ -265,7 +265,8 @@ async fn a_census_is_of_one_block_and_names_what_is_missing() {
     extend(&store, &blocks).await.unwrap();
     let census = store.census(Some((MARKETPLACE, US))).await.unwrap().unwrap();
     assert_eq!((census.at, census.newest), (blocks[4].0.block, JobId(9)));
-    assert_eq!(census.jobs, store.live_jobs().await.unwrap());
+    let live: Vec<Job> = store.live_jobs().await.unwrap().iter().map(|job| Job::clone(job)).collect();
+    assert_eq!(census.jobs, live);
     assert_eq!(census.jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [4, 9]);
     assert_eq!(census.missing, [8, 7, 6, 3, 2, 1].map(JobId));
     for (job, from) in [(9, 103), (8, 101), (5, 101), (4, 100), (3, 0)] {
@@ -629,6 +630,8 @@ fn intent(key: &str, job: u64) -> Intent {
         target: MARKETPLACE,
         data: Bytes::from_static(b"call"),
         signer: US,
+        gas: Some(100),
+        cost_max: None,
     }
 }
 
@@ -636,79 +639,103 @@ fn chosen() -> Work {
     Work::Chosen { at: UnixSeconds(1), reasons: vec!["price: fine".into()] }
 }
 
+async fn choose(store: &Store, job: u64, slots: u32) -> bool {
+    let choice = Choice { job: JobId(job), work: chosen(), claim: intent(&format!("claim:{job}"), job) };
+    store.choose(&[choice], slots).await.unwrap() == [JobId(job)]
+}
+
+/// Every intent that is not finished.
+async fn open_intents(store: &Store) -> Vec<OpenIntent> {
+    let open = [store.signed_intents(US).await.unwrap(), store.ready_intents(US, 100).await.unwrap()].concat();
+    assert_eq!(open.len() as u64, store.open_intents(US).await.unwrap());
+    open
+}
+
+async fn states(store: &Store, job: u64, kind: &str) -> Vec<IntentState> {
+    store.intents_of(&[JobId(job)]).await.unwrap().remove(&(JobId(job), kind.to_owned())).unwrap_or_default()
+}
+
+async fn sign(store: &Store, intent: i64, nonce: u64, attempt: Attempt) -> Result<()> {
+    store.sign(&[Signed { intent, nonce, gas: 100, attempt }]).await
+}
+
 #[tokio::test]
 async fn a_choice_takes_a_slot_once() {
     let (_file, store) = fresh().await;
     extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]]])).await.unwrap();
-    let choose = async |job: u64, slots| {
-        store.choose(JobId(job), &chosen(), slots, &intent(&format!("claim:{job}"), job)).await.unwrap()
-    };
-    assert!(!choose(1, 0).await, "no slot");
-    assert!(choose(1, 2).await);
-    assert!(!choose(1, 2).await, "chosen before");
-    assert!(choose(2, 2).await);
-    assert!(!choose(3, 2).await, "full");
-    assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2)]);
-    assert_eq!(store.open_intents(US).await.unwrap().len(), 2);
+    assert!(!choose(&store, 1, 0).await, "no slot");
+    assert!(choose(&store, 1, 2).await);
+    assert!(!choose(&store, 1, 2).await, "chosen before");
+    assert!(choose(&store, 2, 2).await);
+    assert!(!choose(&store, 3, 2).await, "full");
+    assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2)].into());
+    assert_eq!(open_intents(&store).await.len(), 2);
     assert!(!store.job(JobId(3)).await.unwrap().unwrap().chosen);
     assert_eq!(store.timeline(JobId(1)).await.unwrap().entries.len(), 3, "event, choice, transaction");
 
     store.free(JobId(1)).await.unwrap();
     store.free(JobId(1)).await.unwrap();
-    assert_eq!(store.intents_of(JobId(1), "claim").await.unwrap(), [IntentState::Dropped]);
-    assert!(!choose(1, 2).await, "its claim was given up: a second choice would have none");
-    assert!(choose(3, 2).await, "the slot is free");
+    assert_eq!(states(&store, 1, "claim").await, [IntentState::Dropped]);
+    assert!(!choose(&store, 1, 2).await, "its claim was given up: a second choice would have none");
+    assert!(choose(&store, 3, 2).await, "the slot is free");
     assert!(store.adopt(JobId(1)).await.unwrap(), "what the chain gave us is ours even past the slots");
     assert!(!store.adopt(JobId(1)).await.unwrap());
-    assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2), JobId(3)]);
+    assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2), JobId(3)].into());
 }
 
 #[tokio::test]
 async fn a_freed_job_is_still_asked_for_its_money() {
     let (_file, store) = fresh().await;
-    store.choose(JobId(1), &chosen(), 1, &intent("claim:1", 1)).await.unwrap();
-    store.queue(&Intent { kind: "release", ..intent("release:1:0", 1) }).await.unwrap();
+    assert!(choose(&store, 1, 1).await);
+    store.queue(&[Intent { kind: "release", ..intent("release:1:0", 1) }]).await.unwrap();
     store.free(JobId(1)).await.unwrap();
-    assert_eq!(store.reservations().await.unwrap(), []);
-    assert_eq!(store.intents_of(JobId(1), "claim").await.unwrap(), [IntentState::Dropped]);
-    assert_eq!(store.intents_of(JobId(1), "release").await.unwrap(), [IntentState::Queued]);
+    assert_eq!(store.reservations().await.unwrap(), [].into());
+    assert_eq!(states(&store, 1, "claim").await, [IntentState::Dropped]);
+    assert_eq!(states(&store, 1, "release").await, [IntentState::Queued]);
 }
 
 fn attempt(byte: u8) -> Attempt {
     let raw = Bytes::from(vec![byte; 3]);
-    Attempt { hash: B256::repeat_byte(byte), raw, fee_cap: u128::MAX, tip_cap: 1, signed_at: 5, sent: false }
+    Attempt {
+        hash: B256::repeat_byte(byte),
+        raw,
+        fee_cap: u128::MAX,
+        tip_cap: 1,
+        signed_at: 5,
+        sent: false,
+        cancels: false,
+    }
 }
 
 #[tokio::test]
 async fn a_nonce_belongs_to_one_intent_for_ever() {
     let (_file, store) = fresh().await;
-    assert!(store.queue(&intent("a", 1)).await.unwrap());
-    assert!(!store.queue(&intent("a", 1)).await.unwrap(), "the same key is the same intent");
-    assert!(store.queue(&intent("b", 1)).await.unwrap());
-    let ids: Vec<i64> = store.open_intents(US).await.unwrap().iter().map(|intent| intent.id).collect();
+    assert_eq!(store.queue(&[intent("a", 1)]).await.unwrap(), 1);
+    assert_eq!(store.queue(&[intent("a", 1), intent("b", 1)]).await.unwrap(), 1, "the same key is the same intent");
+    let ids: Vec<i64> = open_intents(&store).await.iter().map(|intent| intent.id).collect();
     let [a, b] = ids[..] else { panic!("two intents, got {ids:?}") };
     assert_eq!(store.next_nonce(US, 4).await.unwrap(), 4);
-    store.sign(a, 4, 100, &attempt(1)).await.unwrap();
+    sign(&store, a, 4, attempt(1)).await.unwrap();
     assert_eq!(store.next_nonce(US, 4).await.unwrap(), 5);
     assert_eq!(store.next_nonce(US, 9).await.unwrap(), 9);
     assert_eq!(store.next_nonce(RIVAL, 0).await.unwrap(), 0);
 
-    let error = format!("{:#}", store.sign(b, 4, 100, &attempt(2)).await.unwrap_err());
+    let error = format!("{:#}", sign(&store, b, 4, attempt(2)).await.unwrap_err());
     assert!(error.contains("give nonce 4 to intent 2") && error.contains("UNIQUE"), "{error}");
-    let error = format!("{:#}", store.sign(a, 5, 100, &attempt(2)).await.unwrap_err());
+    let error = format!("{:#}", sign(&store, a, 5, attempt(2)).await.unwrap_err());
     assert!(error.contains("a signed transaction keeps its nonce"), "{error}");
-    store.sign(a, 4, 100, &attempt(2)).await.expect("a replacement");
-    store.sign(b, 5, 100, &attempt(2)).await.expect_err("the same bytes are not two transactions");
-    store.mark_sent(B256::repeat_byte(2)).await.unwrap();
+    sign(&store, a, 4, attempt(2)).await.expect("a replacement");
+    sign(&store, b, 5, attempt(2)).await.expect_err("the same bytes are not two transactions");
+    store.mark_sent(&[B256::repeat_byte(2)]).await.unwrap();
 
-    let open = store.open_intents(US).await.unwrap();
+    let open = open_intents(&store).await;
     assert_eq!(open.iter().map(|i| (i.id, i.nonce)).collect::<Vec<_>>(), [(a, Some(4)), (b, None)]);
     assert_eq!(open[0].attempts, [attempt(1), Attempt { sent: true, ..attempt(2) }]);
     store.drop_intent(a, "too late").await.unwrap();
     store.drop_intent(b, "refused").await.unwrap();
-    let states = store.intents_of(JobId(1), "claim").await.unwrap();
+    let states = states(&store, 1, "claim").await;
     assert_eq!(states, [IntentState::Signed, IntentState::Dropped], "what is signed is not dropped");
-    let error = store.sign(b, 6, 100, &attempt(3)).await.unwrap_err().to_string();
+    let error = sign(&store, b, 6, attempt(3)).await.unwrap_err().to_string();
     assert!(error.contains("intent 2 is finished"), "{error}");
 }
 
@@ -717,37 +744,38 @@ async fn an_outcome_lives_and_dies_with_its_block() {
     let (_file, store) = fresh().await;
     let a = chain(None, 0, &[&[], &[]]);
     extend(&store, &a[..1]).await.unwrap();
-    store.queue(&intent("a", 1)).await.unwrap();
-    let id = store.open_intents(US).await.unwrap()[0].id;
-    store.sign(id, 0, 100, &attempt(1)).await.unwrap();
-    store.sign(id, 0, 100, &attempt(2)).await.unwrap();
+    store.queue(&[intent("a", 1)]).await.unwrap();
+    let id = open_intents(&store).await[0].id;
+    sign(&store, id, 0, attempt(1)).await.unwrap();
+    sign(&store, id, 0, attempt(2)).await.unwrap();
     let (hash, gas_price) = (B256::repeat_byte(2), U256::from(7));
     let outcome = TxOutcome { hash, block: a[1].0.block, success: true, gas_used: 10, gas_price };
-    let state = || async { store.intents_of(JobId(1), "claim").await.unwrap()[0] };
+    let state = || async { states(&store, 1, "claim").await[0] };
+    let settle = async |outcome: &TxOutcome| Ok::<_, anyhow::Error>(store.settle(&[*outcome]).await? == 1);
 
-    assert!(!store.settle(id, &outcome).await.unwrap(), "the block is not stored yet");
+    assert!(!settle(&outcome).await.unwrap(), "the block is not stored yet");
     assert_eq!(state().await, IntentState::Signed);
     extend(&store, &a[1..]).await.unwrap();
     let elsewhere = BlockRef { hash: B256::ZERO, ..a[1].0.block };
-    assert!(!store.settle(id, &TxOutcome { block: elsewhere, ..outcome }).await.unwrap(), "a block of a fork");
-    assert!(store.settle(id, &TxOutcome { hash: B256::ZERO, ..outcome }).await.is_err(), "bytes we never signed");
-    assert!(store.settle(id, &outcome).await.unwrap());
+    assert!(!settle(&TxOutcome { block: elsewhere, ..outcome }).await.unwrap(), "a block of a fork");
+    assert!(settle(&TxOutcome { hash: B256::ZERO, ..outcome }).await.is_err(), "bytes we never signed");
+    assert!(settle(&outcome).await.unwrap());
     assert_eq!(state().await, IntentState::Mined);
-    assert_eq!(store.open_intents(US).await.unwrap(), []);
+    assert_eq!(open_intents(&store).await, []);
     let listed = store.transactions(None).await.unwrap();
     let [Entry::Transaction { fee_wei, hashes, nonce, .. }] = &listed[..] else { panic!("one line, got {listed:?}") };
     assert_eq!((fee_wei, nonce, hashes.len()), (&Some(U256::from(70)), &Some(0), 2));
 
     store.rewind(100).await.unwrap();
     assert_eq!(state().await, IntentState::Signed);
-    assert_eq!(store.open_intents(US).await.unwrap()[0].nonce, Some(0), "the same bytes are sent again");
-    assert!(!store.settle(id, &outcome).await.unwrap());
+    assert_eq!(open_intents(&store).await[0].nonce, Some(0), "the same bytes are sent again");
+    assert!(!settle(&outcome).await.unwrap());
     let again = after(a.first(), 1, &[]);
     extend(&store, std::slice::from_ref(&again)).await.unwrap();
     let failed = TxOutcome { block: again.0.block, success: false, ..outcome };
-    assert!(store.settle(id, &failed).await.unwrap());
+    assert!(settle(&failed).await.unwrap());
     assert_eq!(state().await, IntentState::Reverted);
-    assert!(store.settle(id, &failed).await.unwrap(), "told twice");
+    assert!(settle(&failed).await.unwrap(), "told twice");
     assert_eq!(state().await, IntentState::Reverted);
 }
 
@@ -805,23 +833,23 @@ async fn a_reopened_file_has_everything() {
     let (file, store) = fresh().await;
     let blocks = chain(None, 0, &[&[[TERMS, 1], [CLAIMED, 1]], &[[COMMITTED, 1], [COMPLETED, 1], [DUE, 1]]]);
     extend(&store, &blocks).await.unwrap();
-    store.choose(JobId(1), &chosen(), 1, &intent("claim:1", 1)).await.unwrap();
-    let id = store.open_intents(US).await.unwrap()[0].id;
-    store.sign(id, 3, 100, &attempt(1)).await.unwrap();
+    assert!(choose(&store, 1, 1).await);
+    let id = open_intents(&store).await[0].id;
+    sign(&store, id, 3, attempt(1)).await.unwrap();
     let (at, output, transcript) = (UnixSeconds(2), Cid::of(b"o"), Cid::of(b"t"));
     store.record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
     let mut kept = peer_receipt("first");
     store.keep_receipt(&kept).await.unwrap();
     kept.peer = "second".into();
     store.keep_receipt(&kept).await.unwrap();
-    let (before, intents) = (projection(&store).await, store.open_intents(US).await.unwrap());
+    let (before, intents) = (projection(&store).await, open_intents(&store).await);
     let timeline = store.timeline(JobId(1)).await.unwrap();
     drop(store);
 
     let store = file.open().await;
     assert_eq!(projection(&store).await, before);
-    assert_eq!(store.open_intents(US).await.unwrap(), intents);
-    assert_eq!(store.reservations().await.unwrap(), [JobId(1)]);
+    assert_eq!(open_intents(&store).await, intents);
+    assert_eq!(store.reservations().await.unwrap(), [JobId(1)].into());
     assert_eq!(store.timeline(JobId(1)).await.unwrap(), timeline);
     assert_eq!(store.peer_receipts().await.unwrap(), [kept]);
     extend(&store, &chain(blocks.last(), 0, &[&[[RELEASED, 1]]])).await.unwrap();
@@ -859,7 +887,7 @@ async fn the_database_refuses_impossible_rows() {
     let refused = [job("posted", host), job("lost", none), job("claimed", "zeroblob(19)")]
         .into_iter()
         .chain(held.map(|state| job(state, none)))
-        .chain(["signed", "mined", "reverted"].map(|state| intent(state, none)))
+        .chain(["signed", "mined", "reverted", "cancelled", "foreign"].map(|state| intent(state, none)))
         .chain(["queued", "dropped"].map(|state| intent(state, "1")))
         .chain(["INSERT INTO reservation VALUES ('one', 1)".into()]);
     for statement in refused {
@@ -930,9 +958,9 @@ async fn our_own_part_of_the_past_is_told_by_the_time_of_the_block() {
     for work in [Work::Chosen { at: at(101), reasons: vec![] }, Work::Abandoned { at: at(103), reason: "".into() }] {
         store.record(JobId(1), &work).await.unwrap();
     }
-    store.choose(JobId(2), &chosen(), 1, &intent("claim:1", 1)).await.unwrap();
-    let id = store.open_intents(US).await.unwrap()[0].id;
-    store.sign(id, 3, 100, &attempt(1)).await.unwrap();
+    store.queue(&[intent("claim:1", 1)]).await.unwrap();
+    let id = open_intents(&store).await[0].id;
+    sign(&store, id, 3, attempt(1)).await.unwrap();
     for statement in [
         "UPDATE tx_intent SET (at, state) = (1010, 'mined')",
         "UPDATE tx_attempt SET signed_at = 1020",

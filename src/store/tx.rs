@@ -1,9 +1,11 @@
 //! The transactions we owe: one nonce each, signed bytes durable before the wire, receipts while canonical.
 
-use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
 use sqlx::{Row, SqliteConnection};
 
-use super::{SqliteRow, Store, address, clock, hash};
+use super::{SqliteRow, Store, address, amount, clock, hash};
 use crate::market::types::{Address, B256, BlockRef, Bytes, JobId, U256};
 
 /// A call we want on chain. `key` names the reason: a second intent with the same key is the same intent.
@@ -11,11 +13,15 @@ use crate::market::types::{Address, B256, BlockRef, Bytes, JobId, U256};
 pub struct Intent {
     pub key: String,
     pub job: Option<JobId>,
-    /// What it does, in one word: `claim`, `commit`, `complete`, `release`.
+    /// What it does, in one word: `claim`, `commit`, `complete`, `release`, `fail`, `fill`.
     pub kind: &'static str,
     pub target: Address,
     pub data: Bytes,
     pub signer: Address,
+    /// Its gas limit, where the call needs no try before it is signed.
+    pub gas: Option<u64>,
+    /// The most wei it may cost.
+    pub cost_max: Option<U256>,
 }
 
 /// Where an intent stands; see the table's diagram in the migration.
@@ -25,33 +31,60 @@ pub enum IntentState {
     Signed,
     Mined,
     Reverted,
+    Cancelled,
+    Foreign,
     Dropped,
 }
 
 impl IntentState {
+    const ALL: [IntentState; 7] = [
+        IntentState::Queued,
+        IntentState::Signed,
+        IntentState::Mined,
+        IntentState::Reverted,
+        IntentState::Cancelled,
+        IntentState::Foreign,
+        IntentState::Dropped,
+    ];
+
+    /// Returns the state's name: `queued`, `signed`, `mined`, `reverted`, `cancelled`, `foreign` or `dropped`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Signed => "signed",
+            Self::Mined => "mined",
+            Self::Reverted => "reverted",
+            Self::Cancelled => "cancelled",
+            Self::Foreign => "foreign",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    /// Returns whether the call was not made, and will not be by this intent.
+    pub fn came_to_nothing(self) -> bool {
+        matches!(self, Self::Reverted | Self::Cancelled | Self::Foreign | Self::Dropped)
+    }
+
     fn read(text: &str) -> Result<Self> {
-        Ok(match text {
-            "queued" => Self::Queued,
-            "signed" => Self::Signed,
-            "mined" => Self::Mined,
-            "reverted" => Self::Reverted,
-            "dropped" => Self::Dropped,
-            other => bail!("unknown intent state {other:?} in the database"),
-        })
+        let state = Self::ALL.into_iter().find(|state| state.name() == text);
+        state.with_context(|| format!("unknown intent state {text:?} in the database"))
     }
 }
 
 /// An intent as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedIntent {
+pub struct OpenIntent {
     pub id: i64,
+    pub key: String,
     pub job: Option<JobId>,
     pub kind: String,
     pub target: Address,
     pub data: Bytes,
     pub nonce: Option<u64>,
-    /// Gas limit of every attempt; 0 before the first.
-    pub gas: u64,
+    /// Gas limit of every attempt; `None` before the call was tried.
+    pub gas: Option<u64>,
+    /// The most wei it may cost.
+    pub cost_max: Option<U256>,
     /// Oldest first; empty while queued.
     pub attempts: Vec<Attempt>,
 }
@@ -68,6 +101,17 @@ pub struct Attempt {
     /// Wall clock, Unix seconds.
     pub signed_at: u64,
     pub sent: bool,
+    /// Whether it is an empty transaction that only takes the nonce away.
+    pub cancels: bool,
+}
+
+/// An attempt to be made durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    pub intent: i64,
+    pub nonce: u64,
+    pub gas: u64,
+    pub attempt: Attempt,
 }
 
 /// What the chain says of a mined attempt.
@@ -81,57 +125,119 @@ pub struct TxOutcome {
     pub gas_price: U256,
 }
 
+/// Nothing is begun for a job of which logs and contracts say different things.
+const NOT_IN_DOUBT: &str = "(job IS NULL OR job NOT IN (SELECT job FROM doubt))";
+
 impl Store {
-    /// Queues an intent. Returns false when one with its key exists already, whatever became of it.
-    pub async fn queue(&self, intent: &Intent) -> Result<bool> {
+    /// Queues intents, each unless one with its key exists already, whatever became of it. Returns how many were added.
+    pub async fn queue(&self, intents: &[Intent]) -> Result<usize> {
+        if intents.is_empty() {
+            return Ok(0);
+        }
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let added = insert_intent(&mut tx, intent).await?;
+        let mut added = 0;
+        for intent in intents {
+            added += usize::from(insert_intent(&mut tx, intent).await?);
+        }
         tx.commit().await?;
         self.wake();
         Ok(added)
     }
 
-    /// Returns how many intents of `kind` were made for `job` and how they stand.
-    pub async fn intents_of(&self, job: JobId, kind: &str) -> Result<Vec<IntentState>> {
-        let states: Vec<String> =
-            sqlx::query_scalar("SELECT state FROM tx_intent WHERE job = ? AND kind = ? ORDER BY id")
-                .bind(job.0 as i64)
-                .bind(kind)
-                .fetch_all(&self.readers)
-                .await?;
-        states.iter().map(|state| IntentState::read(state)).collect()
-    }
-
-    /// Returns the intents of `signer` in one of the two unfinished states: signed ones by nonce, then queued ones by age.
-    pub async fn open_intents(&self, signer: Address) -> Result<Vec<SignedIntent>> {
+    /// Returns how the intents made for each of the jobs stand, by job and kind, oldest first.
+    pub async fn intents_of(&self, jobs: &[JobId]) -> Result<BTreeMap<(JobId, String), Vec<IntentState>>> {
+        let mut intents = BTreeMap::<_, Vec<_>>::new();
+        if jobs.is_empty() {
+            return Ok(intents);
+        }
         let rows = sqlx::query(
-            "SELECT id, job, kind, target, data, nonce, gas FROM tx_intent
-             WHERE signer = ? AND state IN ('queued', 'signed') ORDER BY nonce IS NULL, nonce, id",
+            "SELECT job, kind, state FROM tx_intent WHERE job IN (SELECT value FROM json_each(?)) ORDER BY id",
         )
-        .bind(signer.as_slice())
+        .bind(serde_json::to_string(jobs)?)
         .fetch_all(&self.readers)
         .await?;
-        let mut intents = Vec::with_capacity(rows.len());
         for row in &rows {
-            let id: i64 = row.get(0);
-            let attempts = sqlx::query(
-                "SELECT hash, raw, fee_cap, tip_cap, signed_at, sent_at FROM tx_attempt WHERE intent = ? ORDER BY rowid",
-            )
-            .bind(id)
-            .fetch_all(&self.readers)
-            .await?;
-            intents.push(SignedIntent {
-                id,
-                job: row.get::<Option<i64>, _>(1).map(|job| JobId(job as u64)),
-                kind: row.get(2),
-                target: address(row, 3)?,
-                data: row.get::<Vec<u8>, _>(4).into(),
-                nonce: row.get::<Option<i64>, _>(5).map(|nonce| nonce as u64),
-                gas: row.get::<Option<i64>, _>(6).unwrap_or(0) as u64,
-                attempts: attempts.iter().map(attempt).collect::<Result<_>>()?,
-            });
+            let key = (JobId(row.get::<i64, _>(0) as u64), row.get::<String, _>(1));
+            intents.entry(key).or_default().push(IntentState::read(row.get(2))?);
         }
         Ok(intents)
+    }
+
+    /// Returns the intents of `signer` that are signed and not settled, by nonce.
+    pub async fn signed_intents(&self, signer: Address) -> Result<Vec<OpenIntent>> {
+        let mut intents = self.intents(signer, "state = 'signed' ORDER BY nonce", i64::MAX).await?;
+        let rows = sqlx::query(
+            "SELECT hash, raw, fee_cap, tip_cap, signed_at, sent_at, cancels, intent FROM tx_attempt
+             WHERE intent IN (SELECT value FROM json_each(?)) ORDER BY rowid",
+        )
+        .bind(serde_json::to_string(&intents.iter().map(|intent| intent.id).collect::<Vec<_>>())?)
+        .fetch_all(&self.readers)
+        .await?;
+        let mut attempts = BTreeMap::<i64, Vec<Attempt>>::new();
+        for row in &rows {
+            attempts.entry(row.get(7)).or_default().push(attempt(row)?);
+        }
+        for intent in &mut intents {
+            intent.attempts = attempts.remove(&intent.id).unwrap_or_default();
+        }
+        Ok(intents)
+    }
+
+    /// Returns at most `limit` queued intents of `signer` whose gas limit is known, in the order in which they are to be signed: claims
+    /// last, because everything else is of jobs that are ours already.
+    pub async fn ready_intents(&self, signer: Address, limit: usize) -> Result<Vec<OpenIntent>> {
+        let which = format!(
+            "state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' AND {NOT_IN_DOUBT} ORDER BY kind = 'claim', id"
+        );
+        self.intents(signer, &which, limit as i64).await
+    }
+
+    /// Returns at most `limit` queued intents of `signer` whose call was not tried yet, oldest first.
+    pub async fn untried_intents(&self, signer: Address, limit: usize) -> Result<Vec<OpenIntent>> {
+        self.intents(signer, &format!("state = 'queued' AND gas IS NULL AND {NOT_IN_DOUBT} ORDER BY id"), limit as i64)
+            .await
+    }
+
+    /// Returns the queued empty transactions of `signer` that take missing nonces.
+    pub async fn fill_intents(&self, signer: Address) -> Result<Vec<OpenIntent>> {
+        self.intents(signer, "state = 'queued' AND kind = 'fill' ORDER BY id", i64::MAX).await
+    }
+
+    async fn intents(&self, signer: Address, which: &str, limit: i64) -> Result<Vec<OpenIntent>> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT id, job, kind, target, data, nonce, gas, cost_max, key FROM tx_intent WHERE signer = ? AND {which} LIMIT ?"
+        )))
+        .bind(signer.as_slice())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        let number = |row: &SqliteRow, column| row.get::<Option<i64>, _>(column).map(|number| number as u64);
+        rows.iter()
+            .map(|row| {
+                Ok(OpenIntent {
+                    id: row.get(0),
+                    key: row.get(8),
+                    job: number(row, 1).map(JobId),
+                    kind: row.get(2),
+                    target: address(row, 3)?,
+                    data: row.get::<Vec<u8>, _>(4).into(),
+                    nonce: number(row, 5),
+                    gas: number(row, 6),
+                    cost_max: row.get::<Option<&str>, _>(7).map(|_| amount(row, 7)).transpose()?,
+                    attempts: Vec::new(),
+                })
+            })
+            .collect()
+    }
+
+    /// Returns how many intents of `signer` are not finished.
+    pub async fn open_intents(&self, signer: Address) -> Result<u64> {
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM tx_intent WHERE signer = ? AND state IN ('queued', 'signed')")
+                .bind(signer.as_slice())
+                .fetch_one(&self.readers)
+                .await?;
+        Ok(count as u64)
     }
 
     /// Returns the smallest nonce that no intent of `signer` has taken, at least `floor` (the account's nonce on chain).
@@ -143,48 +249,60 @@ impl Store {
         Ok(taken.map_or(floor, |nonce| floor.max(nonce as u64 + 1)))
     }
 
-    /// Makes signed bytes durable: the intent takes `nonce` (its first attempt) or keeps it (a replacement).
-    /// Only after this returns may the bytes be sent.
-    ///
-    /// # Errors
-    /// If the nonce is another intent's, or the intent has another one: the database refuses.
-    pub async fn sign(&self, intent: i64, nonce: u64, gas: u64, attempt: &Attempt) -> Result<()> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let updated = sqlx::query(
-            "UPDATE tx_intent SET nonce = ?, gas = ?, state = 'signed' WHERE id = ? AND state IN ('queued', 'signed')",
-        )
-        .bind(nonce as i64)
-        .bind(gas as i64)
-        .bind(intent)
-        .execute(&mut *tx)
-        .await
-        .with_context(|| format!("give nonce {nonce} to intent {intent}"))?;
-        if updated.rows_affected() == 0 {
-            bail!("intent {intent} is finished: nothing to sign");
+    /// Returns the nonces from `from` up to the newest of `signer` that no intent has.
+    pub async fn nonce_gaps(&self, signer: Address, from: u64) -> Result<Vec<u64>> {
+        let taken: Vec<i64> =
+            sqlx::query_scalar("SELECT nonce FROM tx_intent WHERE signer = ? AND nonce >= ? ORDER BY nonce")
+                .bind(signer.as_slice())
+                .bind(from as i64)
+                .fetch_all(&self.readers)
+                .await?;
+        let (mut gaps, mut next) = (Vec::new(), from);
+        for nonce in taken {
+            gaps.extend(next..nonce as u64);
+            next = nonce as u64 + 1;
         }
-        sqlx::query(
-            "INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at) VALUES (?, ?, ?, ?, ?, ?)",
-        )
-        .bind(attempt.hash.as_slice())
-        .bind(intent)
-        .bind(attempt.raw.as_ref())
-        .bind(attempt.fee_cap.to_string())
-        .bind(attempt.tip_cap.to_string())
-        .bind(attempt.signed_at as i64)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
+        Ok(gaps)
+    }
+
+    /// Notes the gas limit of a queued intent whose call was tried.
+    pub async fn set_gas(&self, intent: i64, gas: u64) -> Result<()> {
+        sqlx::query("UPDATE tx_intent SET gas = ? WHERE id = ? AND state = 'queued'")
+            .bind(gas as i64)
+            .bind(intent)
+            .execute(&self.writer)
+            .await?;
+        self.wake();
         Ok(())
     }
 
+    /// Makes signed bytes durable, all or none: each intent takes its nonce (a first attempt) or keeps it (a replacement).
+    /// Only after this returns may the bytes be sent: they survive the machine's end.
+    ///
+    /// # Errors
+    /// If a nonce is another intent's, or an intent has another one or is finished: the database refuses.
+    pub async fn sign(&self, signed: &[Signed]) -> Result<()> {
+        let mut writer = self.writer.acquire().await?;
+        sqlx::query("PRAGMA synchronous = FULL").execute(&mut *writer).await?;
+        let stored = store_signed(&mut writer, signed).await;
+        sqlx::query("PRAGMA synchronous = NORMAL").execute(&mut *writer).await?;
+        stored
+    }
+
     /// Notes that a node accepted the bytes.
-    pub async fn mark_sent(&self, attempt: B256) -> Result<()> {
-        sqlx::query("UPDATE tx_attempt SET sent_at = ? WHERE hash = ? AND sent_at IS NULL")
-            .bind(clock().0 as i64)
-            .bind(attempt.as_slice())
-            .execute(&self.writer)
-            .await?;
-        Ok(())
+    pub async fn mark_sent(&self, attempts: &[B256]) -> Result<()> {
+        if attempts.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        for attempt in attempts {
+            sqlx::query("UPDATE tx_attempt SET sent_at = ? WHERE hash = ? AND sent_at IS NULL")
+                .bind(clock().0 as i64)
+                .bind(attempt.as_slice())
+                .execute(&mut *tx)
+                .await?;
+        }
+        Ok(tx.commit().await?)
     }
 
     /// Ends a queued intent that will never be signed, and says why.
@@ -198,14 +316,33 @@ impl Store {
         Ok(())
     }
 
-    /// Records what the chain made of one attempt. Ignored, returning false, unless the outcome's block is one of our
-    /// canonical blocks: the indexer must have seen it first, and a reorg takes the outcome away with the block.
-    pub async fn settle(&self, intent: i64, outcome: &TxOutcome) -> Result<bool> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        if super::canonical_hash(&mut tx, outcome.block.number).await? != Some(outcome.block.hash) {
-            return Ok(false);
+    /// Ends a signed intent whose nonce a transaction took that is not ours, in a block that is final.
+    pub async fn lose_nonce(&self, intent: i64, note: &str) -> Result<()> {
+        sqlx::query("UPDATE tx_intent SET state = 'foreign', note = ? WHERE id = ? AND state = 'signed'")
+            .bind(note)
+            .bind(intent)
+            .execute(&self.writer)
+            .await?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Records what the chain made of attempts, and returns how many of them count: those whose block is one of our canonical blocks.
+    /// The indexer must have seen it first, and a reorg takes the outcome away with the block.
+    pub async fn settle(&self, outcomes: &[TxOutcome]) -> Result<usize> {
+        if outcomes.is_empty() {
+            return Ok(0);
         }
-        sqlx::query("INSERT INTO tx_receipt VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
+        let mut settled = 0;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        for outcome in outcomes {
+            if super::canonical_hash(&mut tx, outcome.block.number).await? != Some(outcome.block.hash) {
+                continue;
+            }
+            sqlx::query(
+                "INSERT INTO tx_receipt (hash, block_hash, block_number, success, gas_used, gas_price)
+                 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            )
             .bind(outcome.hash.as_slice())
             .bind(outcome.block.hash.as_slice())
             .bind(outcome.block.number as i64)
@@ -214,21 +351,58 @@ impl Store {
             .bind(outcome.gas_price.to_string())
             .execute(&mut *tx)
             .await?;
-        sqlx::query("UPDATE tx_intent SET state = ? WHERE id = ? AND state = 'signed'")
-            .bind(if outcome.success { "mined" } else { "reverted" })
-            .bind(intent)
+            sqlx::query(
+                "UPDATE tx_intent SET state = CASE WHEN cancels THEN 'cancelled' WHEN ? THEN 'mined' ELSE 'reverted' END
+                 FROM tx_attempt WHERE intent = tx_intent.id AND hash = ? AND state IN ('signed', 'foreign')",
+            )
+            .bind(outcome.success)
+            .bind(outcome.hash.as_slice())
             .execute(&mut *tx)
             .await?;
+            settled += 1;
+        }
         tx.commit().await?;
-        self.wake();
-        Ok(true)
+        if settled > 0 {
+            self.wake();
+        }
+        Ok(settled)
     }
+}
+
+async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Result<()> {
+    use sqlx::Connection;
+    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    for Signed { intent, nonce, gas, attempt } in signed {
+        let updated = sqlx::query(
+            "UPDATE tx_intent SET nonce = ?, gas = ?, state = 'signed' WHERE id = ? AND state IN ('queued', 'signed')",
+        )
+        .bind(*nonce as i64)
+        .bind(*gas as i64)
+        .bind(intent)
+        .execute(&mut *tx)
+        .await
+        .with_context(|| format!("give nonce {nonce} to intent {intent}"))?;
+        ensure!(updated.rows_affected() > 0, "intent {intent} is finished: nothing to sign");
+        sqlx::query(
+            "INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at, cancels) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(attempt.hash.as_slice())
+        .bind(intent)
+        .bind(attempt.raw.as_ref())
+        .bind(attempt.fee_cap.to_string())
+        .bind(attempt.tip_cap.to_string())
+        .bind(attempt.signed_at as i64)
+        .bind(attempt.cancels)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(tx.commit().await?)
 }
 
 pub(super) async fn insert_intent(tx: &mut SqliteConnection, intent: &Intent) -> Result<bool> {
     let added = sqlx::query(
-        "INSERT INTO tx_intent (key, job, kind, target, data, signer, state, at) VALUES (?, ?, ?, ?, ?, ?, 'queued', ?)
-         ON CONFLICT (key) DO NOTHING",
+        "INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?) ON CONFLICT (key) DO NOTHING",
     )
     .bind(&intent.key)
     .bind(intent.job.map(|job| job.0 as i64))
@@ -236,6 +410,8 @@ pub(super) async fn insert_intent(tx: &mut SqliteConnection, intent: &Intent) ->
     .bind(intent.target.as_slice())
     .bind(intent.data.as_ref())
     .bind(intent.signer.as_slice())
+    .bind(intent.gas.map(|gas| gas as i64))
+    .bind(intent.cost_max.map(|wei| wei.to_string()))
     .bind(clock().0 as i64)
     .execute(tx)
     .await
@@ -251,5 +427,6 @@ fn attempt(row: &SqliteRow) -> Result<Attempt> {
         tip_cap: row.get::<&str, _>(3).parse().context("a stored tip is not a number")?,
         signed_at: row.get::<i64, _>(4) as u64,
         sent: row.get::<Option<i64>, _>(5).is_some(),
+        cancels: row.get(6),
     })
 }

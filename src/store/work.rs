@@ -1,5 +1,7 @@
 //! What this node intends and finishes: choices, reservations, leases, work facts, receipts from peers.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use sqlx::{Row, SqliteConnection};
 
@@ -8,6 +10,15 @@ use super::{Store, address, clock};
 use crate::market::job::{Duty, Work};
 use crate::market::receipt::SignedReceipt;
 use crate::market::types::JobId;
+
+/// A job that policy chose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    pub job: JobId,
+    /// [`Work::Chosen`].
+    pub work: Work,
+    pub claim: Intent,
+}
 
 /// A receipt that reached us by gossip.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,36 +31,36 @@ pub struct PeerReceipt {
 }
 
 impl Store {
-    /// Records that policy chose `job`: the fact, a reservation and the claim intent, in one transaction.
-    /// Returns false, and records nothing, when `slots` reservations exist already or the job was chosen before.
-    pub async fn choose(&self, job: JobId, work: &Work, slots: u32, claim: &Intent) -> Result<bool> {
+    /// Records that policy chose jobs: of each the fact, a reservation and the claim intent, all in one transaction. A job that was
+    /// chosen before is left as it is, and so is every one past `slots` reservations. Returns those that were chosen now.
+    pub async fn choose(&self, choices: &[Choice], slots: u32) -> Result<Vec<JobId>> {
+        let mut chosen = Vec::new();
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let (taken, chosen): (i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM reservation),
-                    (SELECT count(*) FROM reservation WHERE job = ?1)
-                    + (SELECT count(*) FROM work WHERE job = ?1 AND did = 'Chosen')",
-        )
-        .bind(job.0 as i64)
-        .fetch_one(&mut *tx)
-        .await?;
-        if chosen > 0 || taken >= i64::from(slots) {
-            return Ok(false);
-        }
-        sqlx::query("INSERT INTO reservation VALUES (?, ?)")
+        for Choice { job, work, claim } in choices {
+            let reserved = sqlx::query(
+                "INSERT INTO reservation (job, at) SELECT ?1, ?2 WHERE (SELECT count(*) FROM reservation) < ?3
+                 AND NOT EXISTS (SELECT 1 FROM work WHERE job = ?1 AND did = 'Chosen') ON CONFLICT DO NOTHING",
+            )
             .bind(job.0 as i64)
             .bind(clock().0 as i64)
+            .bind(i64::from(slots))
             .execute(&mut *tx)
             .await?;
-        insert_work(&mut tx, job, work).await?;
-        insert_intent(&mut tx, claim).await?;
+            if reserved.rows_affected() > 0 {
+                insert_work(&mut tx, *job, work).await?;
+                insert_intent(&mut tx, claim).await?;
+                chosen.push(*job);
+            }
+        }
         tx.commit().await?;
+        self.live.touch(chosen.iter().copied());
         self.wake();
-        Ok(true)
+        Ok(chosen)
     }
 
     /// Makes sure `job`, which the chain says is ours, has its reservation, even past the configured number of slots.
     pub async fn adopt(&self, job: JobId) -> Result<bool> {
-        let added = sqlx::query("INSERT INTO reservation VALUES (?, ?) ON CONFLICT DO NOTHING")
+        let added = sqlx::query("INSERT INTO reservation (job, at) VALUES (?, ?) ON CONFLICT DO NOTHING")
             .bind(job.0 as i64)
             .bind(clock().0 as i64)
             .execute(&self.writer)
@@ -62,24 +73,25 @@ impl Store {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         insert_work(&mut tx, job, work).await?;
         tx.commit().await?;
+        self.live.touch([job]);
         self.wake();
         Ok(())
     }
 
     /// Returns the jobs that hold a reservation.
-    pub async fn reservations(&self) -> Result<Vec<JobId>> {
+    pub async fn reservations(&self) -> Result<BTreeSet<JobId>> {
         let ids: Vec<i64> =
             sqlx::query_scalar("SELECT job FROM reservation ORDER BY job").fetch_all(&self.readers).await?;
         Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
     }
 
-    /// Frees the slot of `job` and drops its unsigned transactions, but not the one that asks for our money.
+    /// Frees the slot of `job` and drops its unsigned transactions, but not those that ask for our money or give the job up.
     pub async fn free(&self, job: JobId) -> Result<()> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         for statement in [
             "DELETE FROM reservation WHERE job = ?",
             "UPDATE tx_intent SET state = 'dropped', note = 'the job needs it no more' 
-             WHERE job = ? AND state = 'queued' AND kind <> 'release'",
+             WHERE job = ? AND state = 'queued' AND kind NOT IN ('release', 'fail')",
         ] {
             sqlx::query(statement).bind(job.0 as i64).execute(&mut *tx).await?;
         }
@@ -104,6 +116,17 @@ impl Store {
         .execute(&self.writer)
         .await?;
         Ok(taken.rows_affected() > 0)
+    }
+
+    /// Returns the jobs whose `duty` cannot be leased now.
+    pub async fn leased(&self, duty: Duty) -> Result<BTreeSet<JobId>> {
+        let ids: Vec<i64> =
+            sqlx::query_scalar("SELECT job FROM lease WHERE duty = ?1 AND (until > ?2 OR not_before > ?2)")
+                .bind(duty.name())
+                .bind(clock().0 as i64)
+                .fetch_all(&self.readers)
+                .await?;
+        Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
     }
 
     /// Gives a lease back: for good after success, or with a back-off that doubles with each failure (1 s to 64 s).
@@ -190,6 +213,7 @@ async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Resu
         | Work::Inferred { at, .. }
         | Work::Proved { at, .. }
         | Work::Announced { at }
+        | Work::ClaimFailed { at, .. }
         | Work::Abandoned { at, .. } => *at,
     };
     sqlx::query("INSERT INTO work (job, did, body, at) VALUES (?, ?, ?, ?)")

@@ -6,8 +6,10 @@
 pub mod desk;
 pub mod gossip;
 pub mod indexer;
+pub mod prepare;
 pub mod prove;
 pub mod scheduler;
+pub mod settle;
 pub mod submitter;
 pub mod sweep;
 pub mod worker;
@@ -94,14 +96,20 @@ impl Live {
 /// Leases the oldest live job to which `us` owes `duty`.
 async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<Job>> {
     let now = store.time().await?;
-    for job in store.live_jobs().await? {
-        if job.next(us, now) != Next::Do(duty) || !store.lease(job.id, duty, LEASE_SECONDS).await? {
+    let jobs = store.live_jobs().await?;
+    let owed: Vec<JobId> = jobs.iter().filter(|job| job.next(us, now) == Next::Do(duty)).map(|job| job.id).collect();
+    if owed.is_empty() {
+        return Ok(None);
+    }
+    let held = store.leased(duty).await?;
+    for id in owed {
+        if held.contains(&id) || !store.lease(id, duty, LEASE_SECONDS).await? {
             continue;
         }
         // Another worker may have done it after the jobs were read, and given its lease back.
-        match store.job(job.id).await? {
+        match store.job(id).await? {
             Some(job) if job.next(us, now) == Next::Do(duty) => return Ok(Some(job)),
-            _ => _ = store.release(job.id, duty, None).await?,
+            _ => _ = store.release(id, duty, None).await?,
         }
     }
     Ok(None)

@@ -2,18 +2,24 @@
 //!
 //! A claim is intent only: what makes a job ours is the canonical `JobClaimed` the indexer reads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{INDEXER, Pass, Task};
+use super::{INDEXER, Pass, Task, abandon};
 use crate::chain::Chain;
 use crate::content::Content;
 use crate::http::{Health, Kind, Metrics};
 use crate::market::job::{Duty, Job, Next, State, Work};
 use crate::market::policy::{Circumstances, Policy};
 use crate::market::types::{Address, Cid, JobId, UnixSeconds};
-use crate::store::{Intent, IntentState, Store};
+use crate::store::{Choice, Intent, Store};
+
+/// A claim's gas limit, several times what the contract ever needs: what is not used costs nothing.
+const CLAIM_GAS: u64 = 300_000;
+/// Jobs chosen in one transaction, so that the first claims of many are under way while the last are decided.
+const CHOICES_AT_ONCE: usize = 50;
 
 /// The task's edges and the host's policy.
 pub struct Scheduler {
@@ -24,7 +30,7 @@ pub struct Scheduler {
     pub metrics: Metrics,
     pub policy: Policy,
     pub us: Address,
-    /// Engine slots of this node.
+    /// Jobs that this node takes at once: those its engines compute, and those that wait for one.
     pub slots: u32,
     /// The rule that last refused each live job.
     pub declined: HashMap<JobId, &'static str>,
@@ -33,21 +39,33 @@ pub struct Scheduler {
 impl Task for Scheduler {
     const NAME: &'static str = "scheduler";
 
-    /// Adopts, frees and chooses. Claims nothing while the indexer is not at the head of the chain.
+    /// Adopts, frees, gives up and chooses. Claims nothing while the indexer is not at the head of the chain.
     ///
     /// # Errors
     /// If the store or the endpoint fails. What was chosen stays chosen.
     async fn pass(&mut self) -> Result<Pass> {
         let jobs = self.store.live_jobs().await?;
         let now = self.store.time().await?;
-        self.keep_slots(&jobs, now).await?;
+        let mut reserved = self.store.reservations().await?;
+        self.keep_slots(&jobs, now, &mut reserved).await?;
+        self.metrics.reservations.set(reserved.len() as i64);
         if !self.health.is_well(INDEXER) {
             return Ok(Pass::Idle);
         }
-        self.declined.retain(|id, _| jobs.iter().any(|job| job.id == *id));
-        for job in &jobs {
-            if job.next(self.us, now) == Next::Do(Duty::Consider) {
-                self.consider(job, now).await?;
+        let open: Vec<&Arc<Job>> =
+            jobs.iter().filter(|job| job.next(self.us, now) == Next::Do(Duty::Consider)).collect();
+        let known: BTreeSet<JobId> = open.iter().map(|job| job.id).collect();
+        self.declined.retain(|id, _| known.contains(id));
+        for open in open.chunks(CHOICES_AT_ONCE) {
+            let mut choices = Vec::new();
+            for job in open {
+                let free = self.slots.saturating_sub((reserved.len() + choices.len()) as u32);
+                choices.extend(self.consider(job, now, free).await?);
+            }
+            if !choices.is_empty() {
+                let chosen = self.store.choose(&choices, self.slots).await?;
+                tracing::info!(jobs = ?chosen.iter().map(|job| job.0).collect::<Vec<_>>(), "chose jobs");
+                reserved.extend(chosen);
             }
         }
         Ok(Pass::Idle)
@@ -56,46 +74,52 @@ impl Task for Scheduler {
 
 impl Scheduler {
     /// Slots follow the chain: jobs that are ours have one, finished and lost ones give theirs back.
-    async fn keep_slots(&self, jobs: &[Job], now: UnixSeconds) -> Result<()> {
-        let reserved = self.store.reservations().await?;
-        self.metrics.reservations.set(reserved.len() as i64);
-        // A job in doubt keeps what it has.
-        for job in jobs.iter().filter(|job| job.doubt.is_none()) {
+    async fn keep_slots(&self, jobs: &[Arc<Job>], now: UnixSeconds, reserved: &mut BTreeSet<JobId>) -> Result<()> {
+        let hoping: Vec<JobId> = jobs
+            .iter()
+            .filter(|job| job.state == State::Posted && job.chosen && !job.claim_failed)
+            .map(|job| job.id)
+            .collect();
+        let claims = self.store.intents_of(&hoping).await?;
+        let mut kept = BTreeSet::new();
+        for job in jobs {
             let ended = matches!(job.next(self.us, now), Next::Done(_));
             let ours = !ended && matches!(job.state, State::Claimed { .. } | State::Committed { .. });
-            let hoping = !ended && job.state == State::Posted && !self.claim_failed(job).await?;
-            match reserved.contains(&job.id) {
-                false if ours && self.store.adopt(job.id).await? => {
-                    tracing::warn!(job = %job.id, "adopted a job the chain says is ours");
-                }
-                true if !ours && !hoping => self.store.free(job.id).await?,
-                _ => {}
+            if ours && self.is_too_late(job, now) {
+                let left = job.terms.deadline.0.saturating_sub(now.0);
+                abandon(&self.store, job.id, format!("{left} s are left, too few for its tokens")).await?;
+            }
+            let states = claims.get(&(job.id, "claim".to_owned()));
+            let failed = states.is_some_and(|states| states.iter().all(|state| state.came_to_nothing()));
+            if failed && !ended && job.doubt.is_none() {
+                let reason = "the claim was refused".to_owned();
+                tracing::warn!(job = %job.id, "gave up job: the claim was refused");
+                self.store.record(job.id, &Work::ClaimFailed { at: now, reason }).await?;
+            }
+            // A job in doubt keeps what it has.
+            if job.doubt.is_some() || ours || (!ended && job.state == State::Posted && job.chosen && !failed) {
+                kept.insert(job.id);
+            }
+            if ours && job.doubt.is_none() && !reserved.contains(&job.id) && self.store.adopt(job.id).await? {
+                tracing::warn!(job = %job.id, "adopted a job the chain says is ours");
+                reserved.insert(job.id);
             }
         }
-        let gone = reserved.iter().filter(|id| !jobs.iter().any(|job| job.id == **id));
-        for id in gone {
-            self.store.free(*id).await?;
+        for job in reserved.difference(&kept).copied().collect::<Vec<_>>() {
+            self.store.free(job).await?;
+            reserved.remove(&job);
         }
         Ok(())
     }
 
-    /// Returns whether our claim of a posted job came to nothing, and records that we gave the job up.
-    async fn claim_failed(&self, job: &Job) -> Result<bool> {
-        if !job.chosen {
-            return Ok(false);
-        }
-        let claims = self.store.intents_of(job.id, "claim").await?;
-        if !claims.iter().all(|state| matches!(state, IntentState::Reverted | IntentState::Dropped)) {
-            return Ok(false);
-        }
-        let reason = "the claim was refused".to_owned();
-        tracing::warn!(job = %job.id, "gave up job: the claim was refused");
-        self.store.record(job.id, &Work::Abandoned { at: self.store.time().await?, reason }).await?;
-        Ok(true)
+    /// Returns whether a job that is ours cannot be inferred before its deadline any more, even if nothing else is to be done.
+    fn is_too_late(&self, job: &Job, now: UnixSeconds) -> bool {
+        let left = job.terms.deadline.0.saturating_sub(now.0);
+        job.abandoned.is_none() && job.inferred.is_none() && left < self.policy.inference_seconds(job.terms.max_tokens)
     }
 
-    async fn consider(&mut self, job: &Job, now: UnixSeconds) -> Result<()> {
-        let taken = self.store.reservations().await?.len() as u32;
+    /// Returns the choice of a job that every rule lets pass, while `free` more may be taken.
+    async fn consider(&mut self, job: &Job, now: UnixSeconds, free: u32) -> Result<Option<Choice>> {
         let input: Option<Cid> = job.terms.input.parse().ok();
         let mut at = Circumstances {
             now,
@@ -104,7 +128,7 @@ impl Scheduler {
             standing: None,
             input_held: input.is_some_and(|cid| self.content.has(&cid)),
             grounds: [self.store.ground(job.posted.number).await?, self.store.ground(job.rests_on.number).await?],
-            slots_free: self.slots.saturating_sub(taken),
+            slots_free: free,
         };
         let mut verdict = self.policy.judge(job, &at);
         if verdict.claims() {
@@ -119,7 +143,7 @@ impl Scheduler {
                 self.metrics.jobs_declined.get_or_create(&Kind::of(refusal.rule)).inc();
                 tracing::info!(job = %job.id, rule = refusal.rule, detail = refusal.detail, "declined job");
             }
-            return Ok(());
+            return Ok(None);
         }
         let call = self.chain.contracts().claim(job.id);
         let claim = Intent {
@@ -129,11 +153,9 @@ impl Scheduler {
             target: call.to,
             data: call.data,
             signer: self.us,
+            gas: Some(CLAIM_GAS),
+            cost_max: None,
         };
-        let work = Work::Chosen { at: now, reasons: verdict.lines() };
-        if self.store.choose(job.id, &work, self.slots, &claim).await? {
-            tracing::info!(job = %job.id, payment = %job.terms.payment, "chose job");
-        }
-        Ok(())
+        Ok(Some(Choice { job: job.id, work: Work::Chosen { at: now, reasons: verdict.lines() }, claim }))
     }
 }

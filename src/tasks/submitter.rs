@@ -1,273 +1,322 @@
-//! Turns duties into transactions, each sent exactly once in effect: one nonce per intent, signed bytes on disk before
-//! the wire, the same bytes again until a receipt stands in a canonical block.
+//! Signs and sends, each transaction exactly once in effect: one nonce per intent, signed bytes on disk before the wire, the same bytes
+//! again until a receipt stands in a canonical block.
 //!
-//! The only sender of its account. Never re-nonces, never takes silence or a missing receipt for an answer.
+//! The only sender of its account. Never re-nonces, never takes silence or a missing receipt for an answer: what became of a
+//! transaction is [`super::settle`]'s to find out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tokio::sync::watch;
 
-use super::{ATTEMPTS_MAX, Pass, Task, abandon};
+use super::settle::Beat;
+use super::{Pass, Task};
 use crate::chain::call::Call;
-use crate::chain::{Chain, Fees, Sent, Signer};
-use crate::content::Content;
+use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
 use crate::http::{Kind, Metrics};
-use crate::market::gate::Gates;
-use crate::market::job::{Duty, Job, Next};
-use crate::market::types::{B256, BlockRef, Bytes, JobId, U256};
-use crate::store::{Attempt, Intent, IntentState, SignedIntent, Store, TxOutcome, clock};
+use crate::market::types::{B256, Bytes, JobId, U256};
+use crate::store::{Attempt, Intent, OpenIntent, Signed, Store, clock};
 
-/// Unmined bytes are sent again after this long, in case no node kept them.
+/// Unmined bytes are sent again after this long, in case no node kept them; after refusals later and later.
 const RESEND_AFTER: Duration = Duration::from_secs(3);
-/// The oldest unmined nonce is offered a higher fee after this long on the wire, and again after as long.
-const BUMP_AFTER: Duration = Duration::from_secs(30);
+const RESEND_DOUBLINGS_MAX: u32 = 4;
+/// Fees that were read longer ago are read again before anything is signed with them.
+const PULSE_AGE_MAX: Duration = Duration::from_secs(60);
+/// Gas of an empty transaction.
+const EMPTY_GAS: u64 = 21_000;
 
-/// A release that was refused [`ATTEMPTS_MAX`] times is asked for again after this many seconds, and again after as many.
-const RELEASE_AGAIN_SECONDS: u64 = 600;
+/// The ceilings of what is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Highest fee per gas ever offered, in wei.
+    pub fee_cap_max: u128,
+    /// The most transactions that wait to be mined at once.
+    pub window: usize,
+    /// The oldest unmined nonce is offered a higher fee after this long on the wire, and again after as long.
+    pub bump_after: Duration,
+}
 
 /// The task's edges and ceilings.
 pub struct Submitter {
-    pub chain: Chain,
-    pub store: Store,
-    pub content: Content,
-    pub metrics: Metrics,
-    pub signer: Signer,
-    /// What must stand on the block that an action rests on.
-    pub gates: Gates,
-    /// Highest fee per gas ever offered, in wei.
-    pub fee_cap_max: u128,
+    chain: Chain,
+    store: Store,
+    metrics: Metrics,
+    signer: Signer,
+    limits: Limits,
+    beat: watch::Receiver<Beat>,
     /// The attempts that this process put on the wire. What an earlier one sent, and what a reorg gave back, goes out as
     /// it is before a higher fee is thought of.
-    pub sent: HashMap<B256, OnWire>,
-    /// The newest block we knew when the contract last refused a job's call: at that block it is not asked again.
-    pub refused: HashMap<JobId, BlockRef>,
-    /// The jobs that wait at a gate, each with the duty: told once.
-    pub waiting: HashMap<JobId, Duty>,
+    on_wire: HashMap<B256, OnWire>,
+    /// Since when nonces are missing before those that we signed.
+    gap_since: Option<Instant>,
 }
 
-/// When an attempt was put on the wire.
+/// When an attempt was put on the wire, and what became of it there.
 #[derive(Debug, Clone, Copy)]
-pub struct OnWire {
+struct OnWire {
     first: Instant,
     last: Instant,
+    /// How often it was refused since a node last took it, where a higher fee would change nothing.
+    refusals: u32,
+    underpriced: bool,
 }
 
 impl Task for Submitter {
     const NAME: &'static str = "submitter";
 
-    /// Queues the transactions our jobs owe, then takes every open one a step further.
+    /// Signs what is ready, as far as the window allows, puts it on the wire with what waits there too long, and offers more for what
+    /// does not get mined.
     ///
     /// # Errors
-    /// If the endpoint or the store fails. What is signed is on disk and sent again by a later pass.
+    /// If the endpoint or the store fails. What is signed is on disk and sent by a later pass.
     async fn pass(&mut self) -> Result<Pass> {
         if self.store.finality().await?.is_some_and(|finality| finality.violated.is_some()) {
             return Ok(Pass::Idle);
         }
-        // One job or intent that cannot go on must not hold up the others: its error waits for the end of the pass.
-        let mut failed = self.queue_duties().await?;
-        let open = self.store.open_intents(self.signer.address()).await?;
-        let doubts = self.store.doubts().await?;
-        self.metrics.open_transactions.set(open.len() as i64);
-        let mut oldest = true;
-        for intent in &open {
-            let signed = intent.nonce.is_some();
-            if !signed && intent.job.is_some_and(|job| doubts.contains_key(&job)) {
-                continue;
-            }
-            let stepped =
-                if signed { self.follow(intent, oldest).await } else { self.start(intent).await.map(|()| false) };
-            oldest &= !signed || matches!(stepped, Ok(true));
-            match stepped {
-                Ok(true) => self.sent.retain(|hash, _| !intent.attempts.iter().any(|attempt| attempt.hash == *hash)),
-                Ok(false) => {}
-                Err(error) => {
-                    failed = failed.or(Some(error.context(format!("{} (intent {})", intent.kind, intent.id))))
-                }
-            }
+        let us = self.signer.address();
+        let mut signed = self.store.signed_intents(us).await?;
+        let attempts: HashSet<B256> = signed.iter().flat_map(|it| it.attempts.iter().map(|it| it.hash)).collect();
+        self.on_wire.retain(|hash, _| attempts.contains(hash));
+        let ready = self.store.ready_intents(us, self.limits.window.saturating_sub(signed.len())).await?;
+        if ready.is_empty() && signed.is_empty() {
+            return Ok(Pass::Idle);
         }
-        failed.map_or(Ok(Pass::Idle), Err)
+        let pulse = self.pulse().await?;
+        let fresh = self.sign(ready, &pulse).await?;
+        let more = !fresh.is_empty();
+        signed.extend(fresh);
+        self.deliver(&signed).await?;
+        if more {
+            // What waits to be replaced has waited for long: what is new goes first.
+            return Ok(Pass::Again);
+        }
+        let mut replaced = self.replace(&signed, &pulse).await?;
+        replaced.extend(self.fill_gaps(&pulse).await?);
+        self.deliver(&replaced).await?;
+        Ok(Pass::Idle)
     }
 }
 
 impl Submitter {
-    /// Queues what our jobs owe. Returns the first error that concerns one job alone, such as a damaged file.
-    async fn queue_duties(&mut self) -> Result<Option<anyhow::Error>> {
-        let mut failed = None;
-        let (now, cursor) = (self.store.time().await?, self.store.cursor().await?);
-        let us = self.signer.address();
-        let jobs = self.store.live_jobs().await?;
-        self.waiting.retain(|id, _| jobs.iter().any(|job| job.id == *id));
-        for job in jobs {
-            if self.refused.get(&job.id).copied().is_some_and(|at| Some(at) == cursor) {
-                continue;
-            }
-            let Next::Do(duty @ (Duty::Commit | Duty::Complete | Duty::Release)) = job.next(us, now) else { continue };
-            if self.waits(&job, duty).await? {
-                continue;
-            }
-            let earlier = self.store.intents_of(job.id, duty.name()).await?;
-            if earlier
-                .iter()
-                .any(|state| matches!(state, IntentState::Queued | IntentState::Signed | IntentState::Mined))
-            {
-                continue;
-            }
-            if earlier.len() as u32 >= ATTEMPTS_MAX {
-                if duty != Duty::Release {
-                    let reason = format!("{} was refused {} times", duty.name(), earlier.len());
-                    abandon(&self.store, job.id, reason).await?;
-                    continue;
-                }
-                // Our money: never given up, but asked for seldom.
-                if !self.store.lease(job.id, duty, RELEASE_AGAIN_SECONDS).await? {
-                    continue;
-                }
-            }
-            let call = match self.call(&job, duty) {
-                Ok(call) => call,
-                Err(error) => {
-                    failed = failed.or(Some(error));
-                    continue;
-                }
-            };
-            let intent = Intent {
-                key: format!("{}:{}:{}", duty.name(), job.id, earlier.len()),
-                job: Some(job.id),
-                kind: duty.name(),
-                target: call.to,
-                data: call.data,
-                signer: us,
-            };
-            self.store.queue(&intent).await?;
-        }
-        Ok(failed)
+    /// Returns the task, which signs with the fees that `beat` tells.
+    pub fn new(
+        chain: Chain,
+        store: Store,
+        metrics: Metrics,
+        signer: Signer,
+        limits: Limits,
+        beat: watch::Receiver<Beat>,
+    ) -> Self {
+        Self { chain, store, metrics, signer, limits, beat, on_wire: HashMap::new(), gap_since: None }
     }
 
-    /// Returns whether the block that the job rests on does not yet have what the duty's gate asks.
-    async fn waits(&mut self, job: &Job, duty: Duty) -> Result<bool> {
-        let Some(gate) = self.gates.of(duty) else { return Ok(false) };
-        let Some(refusal) = gate.refusal(&self.store.ground(job.rests_on.number).await?) else {
-            self.waiting.remove(&job.id);
-            return Ok(false);
+    async fn pulse(&self) -> Result<Pulse> {
+        let felt = *self.beat.borrow();
+        match felt {
+            Some((pulse, at)) if at.elapsed() <= PULSE_AGE_MAX => Ok(pulse),
+            _ => self.chain.pulse(self.signer.address()).await,
+        }
+    }
+
+    /// Gives nonces to what is ready, signs it and makes it durable, all at once. What may not cost what it would cost now stays
+    /// queued; a claim is dropped.
+    async fn sign(&mut self, ready: Vec<OpenIntent>, pulse: &Pulse) -> Result<Vec<OpenIntent>> {
+        if ready.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut nonce = self.store.next_nonce(self.signer.address(), pulse.nonce).await?;
+        let (mut signed, mut bytes) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
+        for mut intent in ready {
+            let gas = intent.gas.context("a ready intent has a gas limit")?;
+            let fees = self.capped(pulse.fees, &intent, gas);
+            if fees.fee_cap < pulse.base_fee {
+                if intent.kind == "claim" {
+                    let note = format!("gas costs {} wei, {} may be paid", pulse.base_fee, fees.fee_cap);
+                    tracing::info!(job = ?intent.job.map(|job| job.0), note, "not claimed");
+                    self.store.drop_intent(intent.id, &note).await?;
+                }
+                continue;
+            }
+            let attempt = self.attempt(&intent, nonce, gas, fees, false)?;
+            bytes.push(Signed { intent: intent.id, nonce, gas, attempt: attempt.clone() });
+            (intent.nonce, intent.attempts) = (Some(nonce), vec![attempt]);
+            signed.push(intent);
+            nonce += 1;
+        }
+        self.store.sign(&bytes).await?;
+        for intent in &signed {
+            let (kind, hash) = (&intent.kind, intent.attempts[0].hash);
+            tracing::info!(kind, job = ?intent.job.map(|job| job.0), nonce = intent.nonce, %hash, "signed transaction");
+        }
+        Ok(signed)
+    }
+
+    /// Signs one attempt of an intent: its call, or an empty transaction that takes its nonce away.
+    fn attempt(&self, intent: &OpenIntent, nonce: u64, gas: u64, fees: Fees, cancels: bool) -> Result<Attempt> {
+        let empty = || Call { to: self.signer.address(), data: Bytes::new(), value: U256::ZERO };
+        let call = if cancels || intent.kind == "fill" {
+            empty()
+        } else {
+            Call { to: intent.target, data: intent.data.clone(), value: U256::ZERO }
         };
-        if self.waiting.insert(job.id, duty) != Some(duty) {
-            tracing::info!(job = %job.id, duty = duty.name(), refusal, "waits for its block");
-        }
-        Ok(true)
-    }
-
-    fn call(&self, job: &Job, duty: Duty) -> Result<Call> {
-        let contracts = self.chain.contracts();
-        let inferred = || job.inferred.as_ref().with_context(|| format!("job {} has no result here", job.id));
-        Ok(match duty {
-            Duty::Commit => contracts.commit(job.id, &inferred()?.commitment),
-            Duty::Complete => {
-                let proof = match &job.proved {
-                    Some(proved) if job.terms.requires_proof => self
-                        .content
-                        .get(&proved.completion)?
-                        .with_context(|| format!("the proof of job {} is gone", job.id))?,
-                    _ => Vec::new(),
-                };
-                contracts.complete(job.id, &inferred()?.output, proof.into())
-            }
-            _ => contracts.release(job.id),
-        })
-    }
-
-    /// Signs and sends a queued intent, or drops it when the contract would refuse it now.
-    async fn start(&mut self, intent: &SignedIntent) -> Result<()> {
-        let call = Call { to: intent.target, data: intent.data.clone(), value: U256::ZERO };
-        let us = self.signer.address();
-        let cursor = self.store.cursor().await?;
-        if let Some(reason) = self.chain.refusal(us, &call).await? {
-            if let Some((job, at)) = intent.job.zip(cursor) {
-                self.refused.insert(job, at);
-            }
-            tracing::warn!(kind = intent.kind, job = ?intent.job, reason, "the contract would refuse: not sent");
-            return self.store.drop_intent(intent.id, &reason).await;
-        }
-        let gas = self.chain.gas(us, &call).await?;
-        let fees = self.capped(self.chain.fees().await?);
-        let floor = self.chain.nonce(us).await?;
-        let nonce = self.store.next_nonce(us, floor).await?;
-        self.sign_and_send(intent, nonce, gas, fees).await
-    }
-
-    async fn sign_and_send(&mut self, intent: &SignedIntent, nonce: u64, gas: u64, fees: Fees) -> Result<()> {
-        let call = Call { to: intent.target, data: intent.data.clone(), value: U256::ZERO };
         let (hash, raw) = self.signer.sign(self.chain.id(), nonce, gas, fees, &call)?;
         let Fees { fee_cap, tip_cap } = fees;
-        let attempt = Attempt { hash, raw: raw.clone(), fee_cap, tip_cap, signed_at: clock().0, sent: false };
-        self.store.sign(intent.id, nonce, gas, &attempt).await?;
-        tracing::info!(kind = intent.kind, job = ?intent.job.map(|job| job.0), nonce, %hash, "signed transaction");
-        self.send(intent, hash, &raw).await
+        Ok(Attempt { hash, raw, fee_cap, tip_cap, signed_at: clock().0, sent: false, cancels })
     }
 
-    async fn send(&mut self, intent: &SignedIntent, hash: B256, raw: &Bytes) -> Result<()> {
-        let said = self.chain.send(raw).await?;
+    /// Puts the newest bytes of each intent on the wire, in the order of their nonces, unless they were just sent.
+    async fn deliver(&mut self, signed: &[OpenIntent]) -> Result<()> {
+        let due = |attempt: &&Attempt| {
+            self.on_wire.get(&attempt.hash).is_none_or(|sent| {
+                sent.last.elapsed() >= RESEND_AFTER * 2_u32.pow(sent.refusals.min(RESEND_DOUBLINGS_MAX))
+            })
+        };
+        let newest = signed.iter().filter_map(|intent| Some((intent, intent.attempts.last()?)));
+        let due: Vec<(&OpenIntent, &Attempt)> = newest.filter(|(_, attempt)| due(attempt)).collect();
+        /// Sent with one request.
+        const PER_REQUEST: usize = 100;
+        for due in due.chunks(PER_REQUEST) {
+            let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
+            let said = self.chain.send(&raw).await?;
+            let mut accepted = Vec::new();
+            for ((intent, attempt), said) in due.iter().zip(said) {
+                self.note(intent, attempt.hash, &said);
+                if said == Sent::Accepted && !attempt.sent {
+                    accepted.push(attempt.hash);
+                }
+            }
+            self.store.mark_sent(&accepted).await?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, intent: &OpenIntent, hash: B256, said: &Sent) {
         let now = Instant::now();
-        self.sent.entry(hash).or_insert(OnWire { first: now, last: now }).last = now;
+        let wire =
+            self.on_wire.entry(hash).or_insert(OnWire { first: now, last: now, refusals: 0, underpriced: false });
+        wire.last = now;
+        wire.underpriced = *said == Sent::Underpriced;
+        match said {
+            Sent::Accepted | Sent::Underpriced => wire.refusals = 0,
+            Sent::NonceAhead | Sent::Full => {}
+            Sent::NonceUsed | Sent::InsufficientFunds | Sent::Refused(_) => wire.refusals += 1,
+        }
         match said {
             Sent::Accepted => {
                 self.metrics.transactions_sent.get_or_create(&Kind::of(&intent.kind)).inc();
-                self.store.mark_sent(hash).await?;
             }
-            // Receipts of all attempts are looked for before anything is sent again.
+            // Receipts of all attempts are looked for at every block.
             Sent::NonceUsed => tracing::debug!(%hash, "the nonce is used: waiting for the receipt"),
+            Sent::NonceAhead => tracing::debug!(%hash, "an earlier nonce is missing there: sending again"),
             Sent::Underpriced => tracing::debug!(%hash, "underpriced: waiting to bump"),
+            Sent::Full => tracing::warn!(%hash, "the node has no room for more of ours: sending again later"),
             Sent::InsufficientFunds => {
                 tracing::error!(%hash, account = %self.signer.address(), "the account cannot pay for gas: fund it");
             }
             Sent::Refused(reason) => tracing::error!(%hash, reason, "the node refused a transaction"),
         }
-        Ok(())
     }
 
-    /// Looks for a receipt of any attempt; without one, sends again or offers more. Returns whether it is settled.
-    async fn follow(&mut self, intent: &SignedIntent, oldest: bool) -> Result<bool> {
-        for attempt in &intent.attempts {
-            let Some(receipt) = self.chain.receipt(attempt.hash).await? else { continue };
-            let (Some(number), Some(hash)) = (receipt.block_number, receipt.block_hash) else { continue };
-            let outcome = TxOutcome {
-                hash: attempt.hash,
-                block: BlockRef { number, hash },
-                success: receipt.status(),
-                gas_used: receipt.gas_used,
-                gas_price: U256::from(receipt.effective_gas_price),
+    /// Signs new bytes for what does not get mined, oldest nonce first: higher fees, or nothing at all for a claim that is in vain.
+    async fn replace(&mut self, signed: &[OpenIntent], pulse: &Pulse) -> Result<Vec<OpenIntent>> {
+        let in_vain = self.in_vain(signed).await?;
+        let (mut replaced, mut bytes, mut oldest) = (Vec::new(), Vec::new(), true);
+        for intent in signed {
+            let (Some(nonce), Some(last), Some(gas)) = (intent.nonce, intent.attempts.last(), intent.gas) else {
+                continue;
             };
-            if self.store.settle(intent.id, &outcome).await? {
-                let kind = intent.kind.as_str();
-                tracing::info!(kind, job = ?intent.job.map(|job| job.0), block = number, success = outcome.success, "mined");
-                return Ok(true);
+            // Mined, as it seems: its receipt is being looked for.
+            if nonce < pulse.nonce {
+                continue;
             }
-            // Mined in a block the indexer has not stored: it soon will, or the block goes away.
-            return Ok(false);
-        }
-        let Some(last) = intent.attempts.last() else { return Ok(false) };
-        let nonce = intent.nonce.context("a signed intent has a nonce")?;
-        let on_wire = self.sent.get(&last.hash);
-        let resend = on_wire.is_none_or(|sent| sent.last.elapsed() >= RESEND_AFTER);
-        if oldest
-            && on_wire.is_some_and(|sent| sent.first.elapsed() >= BUMP_AFTER)
-            && self.chain.nonce(self.signer.address()).await? <= nonce
-        {
-            let fees = Fees { fee_cap: last.fee_cap, tip_cap: last.tip_cap }.bumped();
-            if fees.fee_cap <= self.fee_cap_max {
-                tracing::warn!(kind = intent.kind, nonce, fee_cap = fees.fee_cap, "not mined in time: offering more");
-                self.sign_and_send(intent, nonce, intent.gas, fees).await?;
-                return Ok(false);
+            let was_oldest = std::mem::replace(&mut oldest, false);
+            let Some(wire) = self.on_wire.get(&last.hash).filter(|wire| wire.refusals == 0) else { continue };
+            let waited = wire.first.elapsed();
+            let cancels = last.cancels || (in_vain.contains(&intent.id) && waited >= RESEND_AFTER);
+            let late = was_oldest && waited >= self.limits.bump_after;
+            let priced_out = (last.fee_cap < pulse.base_fee || wire.underpriced) && waited >= RESEND_AFTER;
+            if !late && !priced_out && cancels == last.cancels {
+                continue;
             }
+            let least = Fees { fee_cap: last.fee_cap, tip_cap: last.tip_cap }.bumped();
+            let wanted =
+                Fees { fee_cap: least.fee_cap.max(pulse.fees.fee_cap), tip_cap: least.tip_cap.max(pulse.fees.tip_cap) };
+            let gas = if cancels { EMPTY_GAS } else { gas };
+            let fees = self.capped(wanted, intent, gas);
+            // Under the ceiling no node would take it for a replacement.
+            if fees.fee_cap < least.fee_cap || fees.tip_cap < least.tip_cap {
+                continue;
+            }
+            let kind = &intent.kind;
+            tracing::warn!(kind, nonce, cancels, fee_cap = fees.fee_cap, "not mined in time: offering more");
+            let attempt = self.attempt(intent, nonce, gas, fees, cancels)?;
+            bytes.push(Signed { intent: intent.id, nonce, gas: intent.gas.unwrap_or(gas), attempt: attempt.clone() });
+            replaced.push(OpenIntent { attempts: vec![attempt], ..intent.clone() });
         }
-        if resend {
-            self.send(intent, last.hash, &last.raw).await?;
+        if !bytes.is_empty() {
+            self.store.sign(&bytes).await?;
         }
-        Ok(false)
+        Ok(replaced)
     }
 
-    fn capped(&self, fees: Fees) -> Fees {
-        let fee_cap = fees.fee_cap.min(self.fee_cap_max);
+    /// Returns the claims that can only cost: of jobs that another has, or that nobody can do any more.
+    async fn in_vain(&self, signed: &[OpenIntent]) -> Result<HashSet<i64>> {
+        let claims = || signed.iter().filter(|intent| intent.kind == "claim");
+        if claims().next().is_none() {
+            return Ok(HashSet::new());
+        }
+        let (now, us) = (self.store.time().await?, self.signer.address());
+        let jobs: HashMap<JobId, _> = self.store.live_jobs().await?.into_iter().map(|job| (job.id, job)).collect();
+        let in_vain = |intent: &&OpenIntent| match intent.job.and_then(|job| jobs.get(&job)) {
+            None => true,
+            Some(job) => job.host().is_some_and(|host| host != us) || job.terms.deadline <= now,
+        };
+        Ok(claims().filter(in_vain).map(|intent| intent.id).collect())
+    }
+
+    /// Signs empty transactions for nonces that are missing before ours, so that ours get their turn: they were lost with an older
+    /// file, or never sent by another program.
+    async fn fill_gaps(&mut self, pulse: &Pulse) -> Result<Vec<OpenIntent>> {
+        let us = self.signer.address();
+        let gaps = self.store.nonce_gaps(us, pulse.nonce).await?;
+        if gaps.is_empty() {
+            self.gap_since = None;
+            return Ok(Vec::new());
+        }
+        if self.gap_since.get_or_insert_with(Instant::now).elapsed() < self.limits.bump_after {
+            return Ok(Vec::new());
+        }
+        let key = |nonce: &u64| format!("fill:{us}:{nonce}");
+        let fill = |nonce| Intent {
+            key: key(nonce),
+            job: None,
+            kind: "fill",
+            target: us,
+            data: Bytes::new(),
+            signer: us,
+            gas: Some(EMPTY_GAS),
+            cost_max: None,
+        };
+        tracing::warn!(?gaps, account = %us, "nonces are missing before ours: filling them");
+        self.store.queue(&gaps.iter().map(fill).collect::<Vec<_>>()).await?;
+        let mut filled = Vec::new();
+        for mut intent in self.store.fill_intents(us).await? {
+            let Some(nonce) = gaps.iter().copied().find(|nonce| key(nonce) == intent.key) else { continue };
+            let attempt =
+                self.attempt(&intent, nonce, EMPTY_GAS, self.capped(pulse.fees, &intent, EMPTY_GAS), false)?;
+            let signed = Signed { intent: intent.id, nonce, gas: EMPTY_GAS, attempt: attempt.clone() };
+            self.store.sign(&[signed]).await?;
+            (intent.nonce, intent.attempts) = (Some(nonce), vec![attempt]);
+            filled.push(intent);
+        }
+        Ok(filled)
+    }
+
+    /// Returns fees under every ceiling: the absolute one, and what the transaction may cost.
+    fn capped(&self, fees: Fees, intent: &OpenIntent, gas: u64) -> Fees {
+        let own = intent.cost_max.map_or(u128::MAX, |wei| (wei / U256::from(gas.max(1))).saturating_to());
+        let fee_cap = fees.fee_cap.min(self.limits.fee_cap_max).min(own);
         Fees { fee_cap, tip_cap: fees.tip_cap.min(fee_cap) }
     }
 }

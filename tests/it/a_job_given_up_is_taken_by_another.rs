@@ -30,7 +30,7 @@ async fn a_job_given_up_is_taken_by_another() -> Result<()> {
         let fees = Fees { fee_cap: world.chain.fees().await?.fee_cap, tip_cap: 0 };
         let nonce = world.chain.nonce(rival.address()).await?;
         let (_, raw) = rival.sign(world.chain.id(), nonce, 300_000, fees, &contracts.claim(JobId(1)))?;
-        world.chain.send(&raw).await?;
+        world.chain.send(&[raw]).await?;
         world.mine_waiting(2).await
     };
     let (posted, ()) = tokio::try_join!(renter.post(&order), rivals_claim)?;

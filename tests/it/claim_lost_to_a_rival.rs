@@ -24,7 +24,7 @@ async fn claim_lost_to_a_rival() -> Result<()> {
     let gas = 300_000;
     let nonce = world.chain.nonce(rival.address()).await?;
     let (_, raw) = rival.sign(world.chain.id(), nonce, gas, fees, &claim)?;
-    assert_eq!(world.chain.send(&raw).await?, Sent::Accepted);
+    assert_eq!(world.chain.send(&[raw]).await?, [Sent::Accepted]);
     world.mine_waiting(2).await?;
 
     let job = until_job(&host, posted.job, "the rival's", |job| job.host() == Some(rival.address())).await?;

@@ -22,7 +22,7 @@ async fn restart_between_sign_and_send() -> Result<()> {
         Ok(transactions(&host, posted.job, "claim").await?.iter().any(|tx| tx.state == "signed"))
     })
     .await?;
-    let open = host.store.open_intents(account).await?;
+    let open = host.store.signed_intents(account).await?;
     assert!(matches!(&open[0].attempts[..], [attempt] if !attempt.sent), "{open:#?}");
     let before = transactions(&host, posted.job, "claim").await?;
     drop(host);

@@ -287,7 +287,7 @@ pub async fn until<F: Future<Output = Result<bool>>>(what: &str, ask: impl Fn() 
 /// After everything: nothing is left open in a host's store.
 pub async fn nothing_left(node: &Node) -> Result<()> {
     let host = node.host.context("not a host")?;
-    until("no transaction is open", || async { Ok(node.store.open_intents(host).await?.is_empty()) }).await?;
+    until("no transaction is open", || async { Ok(node.store.open_intents(host).await? == 0) }).await?;
     until("no slot is reserved", || async { Ok(node.store.reservations().await?.is_empty()) }).await
 }
 

@@ -1,0 +1,160 @@
+//! The jobs that have not ended, folded once, and again only where something changed: every task asks for them at every turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use sqlx::SqliteConnection;
+
+use super::Store;
+use crate::market::job::{Job, State};
+use crate::market::types::{JobId, UnixSeconds};
+
+/// How often the file is asked whether another process changed it.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// A job that nobody may work on any more is let be so long after its deadline: a reorg may take time back a little.
+const EXPIRED_SECONDS: u64 = 3600;
+
+/// What is folded, and what must be folded again. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Live {
+    stale: Arc<Mutex<Stale>>,
+    folded: Arc<tokio::sync::Mutex<Folded>>,
+}
+
+#[derive(Debug)]
+struct Stale {
+    all: bool,
+    jobs: BTreeSet<JobId>,
+    /// Blocks came: they draw the positions of commitments that wait.
+    blocks: bool,
+}
+
+impl Default for Stale {
+    fn default() -> Self {
+        Self { all: true, jobs: BTreeSet::new(), blocks: false }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Folded {
+    jobs: BTreeMap<JobId, Arc<Job>>,
+    /// `PRAGMA data_version` of the writer's connection, and when it was asked for.
+    version: Option<(i64, Instant)>,
+}
+
+impl Live {
+    /// Notes that what is stored of these jobs changed.
+    pub(super) fn touch(&self, jobs: impl IntoIterator<Item = JobId>) {
+        self.stale.lock().expect("no holder of this lock panics").jobs.extend(jobs);
+    }
+
+    /// Notes that blocks were added.
+    pub(super) fn touch_blocks(&self) {
+        self.stale.lock().expect("no holder of this lock panics").blocks = true;
+    }
+
+    /// Notes that any job may have changed.
+    pub(super) fn touch_all(&self) {
+        self.stale.lock().expect("no holder of this lock panics").all = true;
+    }
+
+    fn take(&self) -> Stale {
+        let none = Stale { all: false, jobs: BTreeSet::new(), blocks: false };
+        std::mem::replace(&mut *self.stale.lock().expect("no holder of this lock panics"), none)
+    }
+
+    fn give_back(&self, taken: Stale) {
+        let mut stale = self.stale.lock().expect("no holder of this lock panics");
+        stale.all |= taken.all;
+        stale.blocks |= taken.blocks;
+        stale.jobs.extend(taken.jobs);
+    }
+}
+
+impl Store {
+    /// Returns every job that has not reached its end on chain and can still do so here, oldest first: one whose deadline passed
+    /// long ago is nobody's work.
+    pub async fn live_jobs(&self) -> Result<Vec<Arc<Job>>> {
+        let mut folded = self.live.folded.lock().await;
+        self.see_other_writers(&mut folded).await?;
+        let stale = self.live.take();
+        if let Err(error) = self.fold_again(&mut folded, &stale).await {
+            self.live.give_back(stale);
+            return Err(error);
+        }
+        Ok(folded.jobs.values().cloned().collect())
+    }
+
+    async fn see_other_writers(&self, folded: &mut Folded) -> Result<()> {
+        if folded.version.is_some_and(|(_, asked)| asked.elapsed() < LOOK_AGAIN) {
+            return Ok(());
+        }
+        let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.writer).await?;
+        if folded.version.is_some_and(|(before, _)| before != version) {
+            self.live.touch_all();
+        }
+        folded.version = Some((version, Instant::now()));
+        Ok(())
+    }
+
+    async fn fold_again(&self, folded: &mut Folded, stale: &Stale) -> Result<()> {
+        let since = self.time().await?.0.saturating_sub(EXPIRED_SECONDS);
+        let mut reader = self.readers.acquire().await?;
+        let mut wanted = stale.jobs.clone();
+        if stale.all {
+            wanted = workable(&mut reader, UnixSeconds(since)).await?.into_iter().collect();
+            folded.jobs.retain(|id, _| wanted.contains(id));
+        } else {
+            if stale.blocks {
+                let waits = |job: &&Arc<Job>| matches!(job.state, State::Committed { .. }) && job.beacon.is_none();
+                wanted.extend(folded.jobs.values().filter(waits).map(|job| job.id));
+                folded.jobs.retain(|_, job| is_live(job, since));
+            }
+            if wanted.is_empty() {
+                return Ok(());
+            }
+        }
+        // A job whose logs contradict each other has no row.
+        let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(serde_json::to_string(&wanted)?)
+            .fetch_all(&mut *reader)
+            .await?;
+        let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
+        let mut fresh: BTreeMap<JobId, Arc<Job>> = BTreeMap::new();
+        for ids in ids.chunks(500) {
+            for job in self.fold(&mut reader, ids).await? {
+                fresh.insert(job.id, Arc::new(job));
+            }
+        }
+        for id in wanted {
+            match fresh.remove(&id).filter(|job| is_live(job, since)) {
+                Some(job) => folded.jobs.insert(id, job),
+                None => folded.jobs.remove(&id),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// As [`workable`] has it.
+fn is_live(job: &Job, since: u64) -> bool {
+    match job.state {
+        State::Released { .. } | State::Refunded { .. } => false,
+        State::Completed { .. } | State::Disputed { .. } => true,
+        _ => job.terms.deadline.0 >= since,
+    }
+}
+
+/// Returns the jobs that have not ended on chain, but those whose deadline passed before `since` without a result.
+async fn workable(connection: &mut SqliteConnection, since: UnixSeconds) -> Result<Vec<JobId>> {
+    let ids: Vec<i64> = sqlx::query_scalar(
+        "SELECT id FROM job WHERE state IN ('completed', 'disputed')
+         OR (state NOT IN ('released', 'refunded') AND deadline >= ?) ORDER BY id",
+    )
+    .bind(since.0.min(i64::MAX as u64) as i64)
+    .fetch_all(connection)
+    .await?;
+    Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
+}
