@@ -101,7 +101,7 @@ abi-check: setup
 
 clean: ## remove what was built in this checkout, and its keys and stores
 	@tools/engine.sh down
-	rm -rf target .fabstir contracts/{node_modules,out,cache,generated}
+	rm -rf target .fabstir contracts/{node_modules,out,cache,generated} examples/bench_index/ponder/{node_modules,.ponder,ponder-env.d.ts}
 
 # Unoptimised, and without the parts that fetch: half the time to build, and fast enough for what it reads.
 $(deny):

@@ -15,12 +15,17 @@
 //! median counts. A busy machine makes it larger: `load_before` should be near 0. The journals of all runs must be equal, all
 //! blocks proven, and `rederive` must change nothing, or there are no figures.
 //!
+//! With `--ponder`, also `ponder_events_per_cpu_s`: Ponder, a public indexer, on the same chain; it stores the events' arguments
+//! and proves nothing. Its start-up is not counted. Then it and ours (`prove = "all"`) meet an endpoint that leaves one log in
+//! a hundred out of `eth_getLogs`: `ponder_hidden` has what each holds at its end.
+//!
 //! For a profile of one part: `--runs 1 --only proven --exec-prefix "perf record -g -o perf.data"`, then `perf report -i
 //! perf.data --no-children`; the CPU time is then the profiler's too. For many runs by hand: `--serve` makes the chain and
 //! waits.
 
 mod follow;
 mod market;
+mod ponder;
 mod process;
 
 use std::collections::BTreeMap;
@@ -36,6 +41,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use follow::Followed;
 use market::Market;
+use ponder::{Between, Indexed};
 use process::{Cost, Program, rounded};
 
 #[derive(Debug, Parser)]
@@ -58,6 +64,9 @@ struct Arguments {
     /// Measure the memory on a chain ten times as long, too.
     #[arg(long)]
     long: bool,
+    /// Measure Ponder on the same chain, too; it is installed with npm unless it is there.
+    #[arg(long, conflicts_with = "serve")]
+    ponder: bool,
     /// Leave the databases where they are.
     #[arg(long)]
     keep: bool,
@@ -95,6 +104,8 @@ struct Report {
     rederive_events_per_cpu_s: Option<f64>,
     peak_mb: Option<f64>,
     row_latency_p99_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ponder_events_per_cpu_s: Option<f64>,
     seed: u64,
     blocks: u64,
     events_per_block: f64,
@@ -116,6 +127,21 @@ struct Report {
     following: Option<Followed>,
     events_long: Option<u64>,
     peak_mb_long: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ponder_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ponder: Option<Indexed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ponder_hidden: Option<Hidden>,
+}
+
+/// What two indexers that saw no fault have of a chain whose logs were in part left out.
+#[derive(Debug, Serialize)]
+struct Hidden {
+    logs_hidden: u64,
+    ponder_events: u64,
+    /// All blocks proven.
+    events: u64,
 }
 
 struct Bench {
@@ -149,6 +175,7 @@ async fn main() -> Result<()> {
 
 async fn bench(arguments: Arguments, program: Program, folder: &Path) -> Result<()> {
     let load = std::fs::read_to_string("/proc/loadavg")?.split(' ').next().and_then(|load| load.parse().ok());
+    let ponder_version = if arguments.ponder { Some(ponder::install().await?) } else { None };
     let began = Instant::now();
     let mut market = Market::open(&arguments.contracts, arguments.seed).await?;
     eprintln!("the contracts are there after {:.1} s", began.elapsed().as_secs_f64());
@@ -162,6 +189,7 @@ async fn bench(arguments: Arguments, program: Program, folder: &Path) -> Result<
         events_by_kind: market.kinds()?,
         load_before: load,
         chain_s: rounded(began.elapsed().as_secs_f64(), 1),
+        ponder_version,
         ..Report::default()
     };
     eprintln!("a chain of {} events in {} blocks after {} s", report.events, report.blocks, report.chain_s);
@@ -219,6 +247,9 @@ impl Bench {
         self.report.rederive_events_per_cpu_s = per_s(events, &self.report.rederive);
         self.report.peak_mb = peak(self.report.claimed.iter().chain(&self.report.proven));
 
+        if self.arguments.ponder {
+            self.ponder().await?;
+        }
         if follow {
             let (config, database) = (self.config("proven-0", None)?, self.folder.join("proven-0/node.sqlite"));
             let seconds = self.arguments.seconds;
@@ -238,6 +269,27 @@ impl Bench {
             self.report.events_long = Some(self.market.events);
             self.report.peak_mb_long = peak(&costs);
         }
+        Ok(())
+    }
+
+    /// Measures Ponder, and what it and the program have after an endpoint that leaves logs out.
+    async fn ponder(&mut self) -> Result<()> {
+        let events = self.market.events;
+        let honest = Between::start(&self.market, 0).await?;
+        let indexed = ponder::index(&self.market, &honest, &self.folder.join("ponder")).await?;
+        eprintln!("ponder: {indexed:?}");
+        ensure!(indexed.events == events, "Ponder has {} events of {events}", indexed.events);
+        self.report.ponder_events_per_cpu_s = Some((events as f64 / indexed.cost.cpu_s).round());
+        self.report.ponder = Some(indexed);
+
+        let hiding = Between::start(&self.market, 100).await?;
+        let ponder_events = ponder::index(&self.market, &hiding, &self.folder.join("ponder-hidden")).await?.events;
+        let logs_hidden = hiding.hidden();
+        ensure!(ponder_events + logs_hidden == events, "Ponder has {ponder_events} events, {logs_hidden} were hidden");
+        let config = self.config_at(&hiding.url, "hidden", Some("all"))?;
+        self.index(&self.program.bare(), &config, &["index", "--once", "--json"])?;
+        self.check(&config)?;
+        self.report.ponder_hidden = Some(Hidden { logs_hidden, ponder_events, events });
         Ok(())
     }
 
@@ -273,7 +325,11 @@ impl Bench {
 
     /// Writes a configuration of its own for a database of its own, both called `name`.
     fn config(&self, name: &str, prove: Option<&str>) -> Result<PathBuf> {
-        let url = &self.market.devnet.rpc_url;
+        self.config_at(&self.market.devnet.rpc_url, name, prove)
+    }
+
+    /// The same for another endpoint than the chain's own.
+    fn config_at(&self, url: &str, name: &str, prove: Option<&str>) -> Result<PathBuf> {
         let prove = prove.map_or(String::new(), |prove| format!("prove = \"{prove}\"\n"));
         let text = format!(
             "data_dir = \"{name}\"\n[chain]\nid = {CHAIN_ID}\nrpc_url = \"{url}\"\nws_url = \"{}\"\nstart_block = {}\n\

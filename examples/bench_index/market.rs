@@ -459,7 +459,7 @@ impl Market {
 }
 
 /// The contracts whose logs are events: all but the token.
-fn indexed(contracts: &Contracts) -> Vec<Address> {
+pub fn indexed(contracts: &Contracts) -> Vec<Address> {
     let mut ours: Vec<Address> = contracts.named().into_iter().map(|(_, address)| address).collect();
     ours.retain(|address| *address != contracts.governance_token);
     ours

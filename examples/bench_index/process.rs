@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::Serialize;
 use serde_json::Value;
@@ -76,12 +76,26 @@ impl Program {
 
 /// Returns the user and system time of a process so far, all its threads and the children that it waited for.
 pub fn cpu_s(pid: u32) -> Result<f64> {
+    stat(pid).map(|(_, cpu_s)| cpu_s)
+}
+
+/// Returns the same of all processes of a group together.
+pub fn group_cpu_s(group: u32) -> Result<f64> {
+    let pids = std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    // Those that end meanwhile are counted with who waits for them.
+    Ok(pids.filter_map(|pid| stat(pid).ok()).filter(|(of, _)| *of == group).map(|(_, cpu_s)| cpu_s).sum())
+}
+
+/// Returns a process's group and CPU time.
+fn stat(pid: u32) -> Result<(u32, f64)> {
     let file = format!("/proc/{pid}/stat");
     let text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
-    // After the name, which may have spaces: state is the third field, the four times are the 14th to the 17th.
+    // After the name, which may have spaces: state is the third field, the group the fifth, the four times the 14th to 17th.
     let (_, fields) = text.rsplit_once(')').context("a process without a name")?;
-    let ticks = fields.split_whitespace().skip(11).take(4).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-    Ok(ticks / TICKS_PER_S)
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let [_, _, group, ..] = fields[..] else { bail!("{file}: {text}") };
+    let ticks = fields.iter().skip(11).take(4).map(|ticks| ticks.parse::<f64>()).sum::<Result<f64, _>>()?;
+    Ok((group.parse()?, ticks / TICKS_PER_S))
 }
 
 /// Returns the highest resident memory of a process so far.
