@@ -126,8 +126,8 @@ impl Prepare {
                     data,
                     signer: self.us,
                     gas: None,
-                    // What it brings is the most it may cost.
-                    cost_max: (duty == Duty::Release && job.terms.token.is_zero()).then_some(job.terms.payment),
+                    // Of a job that is ours: stake stands for it until it ends.
+                    cost_max: None,
                 }),
                 Err(error) => failed = failed.or(Some(error)),
             }

@@ -144,7 +144,9 @@ impl Submitter {
             signed.push(intent);
             nonce += 1;
         }
-        self.store.sign(&bytes).await?;
+        if !bytes.is_empty() {
+            self.store.sign(&bytes).await?;
+        }
         for intent in &signed {
             let (kind, hash) = (&intent.kind, intent.attempts[0].hash);
             tracing::info!(kind, job = ?intent.job.map(|job| job.0), nonce = intent.nonce, %hash, "signed transaction");
