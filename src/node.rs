@@ -13,14 +13,17 @@ use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
 use crate::http::{self, Health, Kind, Metrics, Server};
+use crate::market::breaker::Limits;
 use crate::market::gate::Gates;
 use crate::market::policy::Policy;
 use crate::market::types::Address;
 use crate::p2p::{self, Inbound, P2p};
+use crate::page::Pager;
 use crate::prover::{self, Prover};
 use crate::store::Store;
 use crate::tasks::{
-    Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prove::Prove, scheduler::Scheduler,
+    Guard, Live, Pass, Task, breaker, breaker::Breaker, desk::Desk, gossip, indexer, indexer::Indexer, prove::Prove,
+    scheduler::Scheduler,
 };
 use crate::tasks::{submitter::Submitter, sweep, sweep::Sweep, worker::Worker};
 
@@ -55,6 +58,8 @@ struct Host {
     gates: Gates,
     slots: u32,
     fee_cap_max: u128,
+    breaker: Limits,
+    pager: Pager,
 }
 
 impl Node {
@@ -149,6 +154,11 @@ impl Node {
         self.watch_engines(&host);
         let live = Live::default();
         let us = host.signer.address();
+        let guard = Guard::default();
+        self.health.expect(breaker::PART, REPORT_AGE_MAX);
+        let edges = (chain.clone(), store.clone(), self.health.clone(), metrics.clone());
+        let breaker = Breaker::new(edges, us, host.breaker, host.policy.fee_bps, host.pager, guard.clone());
+        self.drive(breaker, poll, store.changes(), &metrics);
         let scheduler = Scheduler {
             chain: chain.clone(),
             store: store.clone(),
@@ -156,6 +166,7 @@ impl Node {
             health: self.health.clone(),
             metrics: metrics.clone(),
             policy: host.policy.clone(),
+            guard: guard.clone(),
             us,
             slots: host.slots,
             declined: Default::default(),
@@ -212,6 +223,7 @@ impl Node {
             content,
             engines: host.engines,
             policy: host.policy,
+            guard,
             live,
             p2p: self.p2p.clone(),
             signer: host.signer,
@@ -405,7 +417,9 @@ impl Host {
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
         let gates = host.gate;
-        Ok(Host { signer, engines, prover, policy, gates, slots, fee_cap_max: host.fee_cap_max_wei.into() })
+        let pager = Pager { command: host.page_command.clone(), url: host.page_url.clone() };
+        let (breaker, fee_cap_max) = (host.breaker.clone(), host.fee_cap_max_wei.into());
+        Ok(Host { signer, engines, prover, policy, gates, slots, fee_cap_max, breaker, pager })
     }
 }
 

@@ -43,6 +43,8 @@ pub enum Work {
     Announced { at: UnixSeconds },
     /// We stopped working on it and say why.
     Abandoned { at: UnixSeconds, reason: String },
+    /// The operator has it taken up again: what was given up, and the choice of a job that is not claimed yet, counts no more.
+    Retried { at: UnixSeconds },
 }
 
 impl Work {
@@ -54,6 +56,7 @@ impl Work {
             Work::Proved { .. } => "Proved",
             Work::Announced { .. } => "Announced",
             Work::Abandoned { .. } => "Abandoned",
+            Work::Retried { .. } => "Retried",
         }
     }
 }
@@ -291,6 +294,7 @@ impl Job {
             Work::Proved { beacon, completion, .. } => self.proved = Some(Proved { beacon, completion }),
             Work::Announced { .. } => self.announced = true,
             Work::Abandoned { reason, .. } => self.abandoned = Some(reason),
+            Work::Retried { .. } => (self.abandoned, self.chosen) = (None, false),
         }
     }
 
@@ -560,6 +564,18 @@ mod tests {
         owes(&[posted(), chosen()], DEADLINE, Done(Expired));
         owes(&[posted(), chosen(), abandoned()], EARLY, Done(Abandoned));
         owes(&[posted(), refunded()], EARLY, Done(Refunded));
+    }
+
+    #[test]
+    fn a_retried_job_is_taken_up_where_it_was_left() {
+        let retried = || Fact::Work(Work::Retried { at: UnixSeconds(6) });
+        owes(&[posted(), chosen(), abandoned(), retried()], EARLY, Do(Consider));
+        owes(&[posted(), chosen(), abandoned(), retried(), chosen()], EARLY, Wait("our claim"));
+        owes(&[posted(), claimed(US), chosen(), abandoned(), retried()], EARLY, Do(Infer));
+        owes(&[posted(), claimed(US), inferred(), abandoned(), retried()], EARLY, Do(Commit));
+        owes(&[posted(), claimed(US), abandoned(), retried(), abandoned()], EARLY, Done(Abandoned));
+        owes(&[posted(), claimed(US), abandoned(), retried()], DEADLINE, Done(Expired));
+        owes(&[posted(), claimed(RIVAL), abandoned(), retried()], EARLY, Done(Lost));
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! Commits are `synchronous = FULL`: each one may be what a transaction on the wire relies on.
 
 mod check;
+mod control;
 mod doubt;
 mod follow;
 mod history;
 mod journal;
+mod ledger;
 mod projection;
 mod snapshot;
 mod sql;
@@ -34,6 +36,7 @@ use crate::market::job::Job;
 use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
 pub use check::Checked;
+pub use control::{Hold, HoldKind, OrderKind, Ordered, TxOrder};
 pub use doubt::Census;
 pub use follow::{Follower, News};
 pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};

@@ -79,6 +79,8 @@ pub struct TxOutcome {
     pub gas_used: u64,
     /// Wei per gas that was paid.
     pub gas_price: U256,
+    /// Wei that a rollup took besides, for the chain below.
+    pub l1_fee: U256,
 }
 
 impl Store {
@@ -91,14 +93,15 @@ impl Store {
         Ok(added)
     }
 
-    /// Returns how many intents of `kind` were made for `job` and how they stand.
+    /// Returns how many intents of `kind` were made for `job`, since it was last retried, and how they stand.
     pub async fn intents_of(&self, job: JobId, kind: &str) -> Result<Vec<IntentState>> {
-        let states: Vec<String> =
-            sqlx::query_scalar("SELECT state FROM tx_intent WHERE job = ? AND kind = ? ORDER BY id")
-                .bind(job.0 as i64)
-                .bind(kind)
-                .fetch_all(&self.readers)
-                .await?;
+        let states: Vec<String> = sqlx::query_scalar(
+            "SELECT state FROM tx_intent WHERE job = ? AND kind = ? AND key NOT LIKE '%~%' ORDER BY id",
+        )
+        .bind(job.0 as i64)
+        .bind(kind)
+        .fetch_all(&self.readers)
+        .await?;
         states.iter().map(|state| IntentState::read(state)).collect()
     }
 
@@ -205,13 +208,14 @@ impl Store {
         if super::canonical_hash(&mut tx, outcome.block.number).await? != Some(outcome.block.hash) {
             return Ok(false);
         }
-        sqlx::query("INSERT INTO tx_receipt VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
+        sqlx::query("INSERT INTO tx_receipt VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
             .bind(outcome.hash.as_slice())
             .bind(outcome.block.hash.as_slice())
             .bind(outcome.block.number as i64)
             .bind(outcome.success)
             .bind(outcome.gas_used as i64)
             .bind(outcome.gas_price.to_string())
+            .bind(outcome.l1_fee.to_string())
             .execute(&mut *tx)
             .await?;
         sqlx::query("UPDATE tx_intent SET state = ? WHERE id = ? AND state = 'signed'")

@@ -27,7 +27,8 @@ impl Store {
         let (taken, chosen): (i64, i64) = sqlx::query_as(
             "SELECT (SELECT count(*) FROM reservation),
                     (SELECT count(*) FROM reservation WHERE job = ?1)
-                    + (SELECT count(*) FROM work WHERE job = ?1 AND did = 'Chosen')",
+                    + (SELECT count(*) FROM work WHERE job = ?1 AND did = 'Chosen'
+                       AND seq > (SELECT coalesce(max(seq), 0) FROM work WHERE job = ?1 AND did = 'Retried'))",
         )
         .bind(job.0 as i64)
         .fetch_one(&mut *tx)
@@ -184,13 +185,14 @@ impl Store {
     }
 }
 
-async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
+pub(super) async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
     let at = match work {
         Work::Chosen { at, .. }
         | Work::Inferred { at, .. }
         | Work::Proved { at, .. }
         | Work::Announced { at }
-        | Work::Abandoned { at, .. } => *at,
+        | Work::Abandoned { at, .. }
+        | Work::Retried { at } => *at,
     };
     sqlx::query("INSERT INTO work (job, did, body, at) VALUES (?, ?, ?, ?)")
         .bind(job.0 as i64)

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 
-use super::{INDEXER, Pass, Task};
+use super::{Guard, INDEXER, Pass, Task};
 use crate::chain::Chain;
 use crate::content::Content;
 use crate::http::{Health, Kind, Metrics};
@@ -23,6 +23,8 @@ pub struct Scheduler {
     pub health: Health,
     pub metrics: Metrics,
     pub policy: Policy,
+    /// Whether this host may claim now.
+    pub guard: Guard,
     pub us: Address,
     /// Engine slots of this node.
     pub slots: u32,
@@ -33,7 +35,7 @@ pub struct Scheduler {
 impl Task for Scheduler {
     const NAME: &'static str = "scheduler";
 
-    /// Adopts, frees and chooses. Claims nothing while the indexer is not at the head of the chain.
+    /// Adopts, frees and chooses. Claims nothing while the indexer is not at the head of the chain, or the guard refuses.
     ///
     /// # Errors
     /// If the store or the endpoint fails. What was chosen stays chosen.
@@ -41,7 +43,7 @@ impl Task for Scheduler {
         let jobs = self.store.live_jobs().await?;
         let now = self.store.time().await?;
         self.keep_slots(&jobs, now).await?;
-        if !self.health.is_well(INDEXER) {
+        if !self.health.is_well(INDEXER) || self.guard.refusal().is_some() {
             return Ok(Pass::Idle);
         }
         self.declined.retain(|id, _| jobs.iter().any(|job| job.id == *id));

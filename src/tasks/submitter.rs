@@ -236,6 +236,7 @@ impl Submitter {
                 success: receipt.status(),
                 gas_used: receipt.gas_used,
                 gas_price: U256::from(receipt.effective_gas_price),
+                l1_fee: self.chain.l1_fee(attempt.hash).await?,
             };
             if self.store.settle(intent.id, &outcome).await? {
                 let kind = intent.kind.as_str();
