@@ -269,6 +269,15 @@ impl Store {
         Ok(rows.into_iter().map(TxRow::entry).collect())
     }
 
+    /// Returns our transactions as they are now, oldest first: all, or those that are open.
+    pub async fn tx_rows(&self, open: bool) -> Result<Vec<TxRow>> {
+        let rows = transactions(&mut *self.readers.acquire().await?, None, None, 0, u32::MAX).await?;
+        Ok(rows
+            .into_iter()
+            .filter(|row| !open || !matches!(&*row.state, "mined" | "reverted" | "dropped" | "cancelled"))
+            .collect())
+    }
+
     /// Returns the stored canonical headers of `from..=to`, in order.
     pub async fn blocks(&self, from: u64, to: u64) -> Result<Vec<Header>> {
         blocks(&mut *self.readers.acquire().await?, from, to).await
