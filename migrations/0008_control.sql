@@ -29,4 +29,6 @@ ALTER TABLE tx_receipt ADD COLUMN l1_fee TEXT NOT NULL DEFAULT '0';
 
 -- For the breaker and the ledger, which look at what is recent and at what is ours.
 CREATE INDEX tx_receipt_block ON tx_receipt (block_number);
-CREATE INDEX job_host ON job (host, id) WHERE host IS NOT NULL;
+CREATE INDEX tx_intent_of_job ON tx_intent (job, kind);
+CREATE INDEX job_host ON job (host, deadline) WHERE host IS NOT NULL;
+CREATE INDEX work_abandoned ON work (at, job) WHERE did = 'Abandoned';

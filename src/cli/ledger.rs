@@ -50,6 +50,10 @@ pub async fn ledger(global: &Global, arguments: &LedgerArguments) -> Result<()> 
     let checked = match arguments.check {
         false => None,
         true => {
+            let newest = store.cursor().await?.map_or(0, |cursor| cursor.number);
+            if let Some(from) = arguments.from.filter(|from| *from > newest) {
+                return Err(Fault::Usage.of(anyhow!("--from {from}: the newest block stored is {newest}")));
+            }
             let chain = connect(&config).await?;
             let checked = books::check(&store, &chain, us, arguments.from).await;
             Some(checked.map_err(|error| Fault::Endpoint.of(error))?)

@@ -257,7 +257,7 @@ impl Store {
     }
 
     /// Returns what happened to host `us` since the operator last resumed, as far as the breaker looks: failures since `since`, gas
-    /// of the last hour, and the newest `jobs_max` jobs that ended. `fee_bps` is the fee that a job not paid out would have cost.
+    /// of the last hour, and the `jobs_max` jobs of the latest deadlines that ended. `fee_bps` is the fee that a job not paid out would have cost.
     pub async fn breaker_history(
         &self,
         us: Address,
@@ -300,6 +300,13 @@ struct Span {
 impl Span {
     async fn transactions(&self, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
         let hour_ago = self.now - 3600;
+        let oldest = self.since.min(hour_ago);
+        let before: Option<i64> = sqlx::query_scalar(
+            "SELECT number FROM block WHERE canonical = 1 AND time <= ? ORDER BY number DESC LIMIT 1",
+        )
+        .bind(oldest)
+        .fetch_optional(&mut *tx)
+        .await?;
         // A block whose header was dropped is as old as the next one known, or older.
         let rows = sqlx::query(
             "SELECT * FROM (
@@ -313,8 +320,8 @@ impl Span {
         )
         .bind(self.now)
         .bind(&self.us)
-        .bind(self.block)
-        .bind(self.since.min(hour_ago))
+        .bind(self.block.max(before.unwrap_or(-1)))
+        .bind(oldest)
         .fetch_all(tx)
         .await?;
         for row in &rows {
@@ -335,7 +342,7 @@ impl Span {
     async fn jobs_given_up(&self, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
         let rows = sqlx::query(
             "SELECT work.job, work.at FROM work JOIN job ON job.id = work.job
-             WHERE seq > ?1 AND work.did = 'Abandoned' AND work.at > ?2
+             WHERE +seq > ?1 AND work.did = 'Abandoned' AND work.at > ?2
                  AND NOT EXISTS (SELECT 1 FROM work AS later WHERE later.job = work.job AND later.did = 'Retried' AND later.seq > work.seq)
                  AND substr(json_extract(work.body, '$.reason'), 1, length(?3)) <> ?3
                  AND (job.host = ?4 OR EXISTS (SELECT 1 FROM tx_intent
@@ -358,38 +365,38 @@ impl Span {
 
     async fn jobs_ended(&self, tx: &mut SqliteConnection, history: &mut History, fee_bps: u16, max: u32) -> Result<()> {
         // Those that this host has or had on chain, and those that it gave back.
-        let rows = sqlx::query(
-            "SELECT id, token, payment, paid, state, deadline FROM job
+        let had = "SELECT deadline, id, token, payment, iif(state = 'released', paid, '0') FROM job
              WHERE host = ?1 AND posted_block > ?2
                  AND (state IN ('released', 'refunded') OR (state IN ('claimed', 'committed') AND deadline <= ?3))
-             UNION
-             SELECT job.id, token, payment, NULL, 'reopened', deadline FROM job JOIN tx_intent ON tx_intent.job = job.id
-             WHERE kind = 'claim' AND tx_intent.state = 'mined' AND signer = ?1 AND host IS NOT ?1 AND posted_block > ?2
-             ORDER BY id DESC LIMIT ?4",
-        )
-        .bind(&self.us)
-        .bind(self.block)
-        .bind(self.now)
-        .bind(max)
-        .fetch_all(&mut *tx)
-        .await?;
-        for row in &rows {
-            let state: &str = row.get(4);
-            let real = if state == "released" { amount(row, 3)? } else { U256::ZERO };
-            let expected = breaker::expected(amount(row, 2)?, fee_bps);
-            history.ended.push(Ended { token: address(row, 1)?, expected, real });
+             ORDER BY deadline DESC LIMIT ?4";
+        let gave_back = "SELECT DISTINCT deadline, id, token, payment, '0' FROM work JOIN job ON job.id = work.job
+             WHERE did = 'Abandoned' AND host IS NOT ?1 AND posted_block > ?2
+                 AND EXISTS (SELECT 1 FROM tx_intent WHERE job = work.job AND kind = 'claim' AND state = 'mined' AND signer = ?1)
+             ORDER BY deadline DESC LIMIT ?4";
+        let mut ended: Vec<((i64, i64), Ended)> = Vec::new();
+        for query in [had, gave_back] {
+            let query = sqlx::query(query).bind(&self.us).bind(self.block).bind(self.now).bind(max);
+            for row in &query.fetch_all(&mut *tx).await? {
+                let expected = breaker::expected(amount(row, 3)?, fee_bps);
+                ended.push((
+                    (row.get(0), row.get(1)),
+                    Ended { token: address(row, 2)?, expected, real: amount(row, 4)? },
+                ));
+            }
         }
+        ended.sort_unstable_by_key(|(order, _)| std::cmp::Reverse(*order));
+        history.ended = ended.into_iter().map(|(_, ended)| ended).collect();
         // A job that was claimed before the operator resumed may end badly afterwards.
         let rows = sqlx::query(
             "SELECT id, state, deadline,
                     (SELECT max(time) FROM log JOIN block ON block.seq = log.block
                      WHERE log.job = job.id AND kind = 'PaymentRefunded' AND canonical = 1)
-             FROM job WHERE host = ?1 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))
-             ORDER BY id DESC LIMIT ?3",
+             FROM job WHERE host = ?1 AND deadline > ?3
+                 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))",
         )
         .bind(&self.us)
         .bind(self.now)
-        .bind(max)
+        .bind(self.since.max(self.time))
         .fetch_all(tx)
         .await?;
         for row in &rows {

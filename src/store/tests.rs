@@ -1277,10 +1277,26 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     let real: Vec<U256> = history.ended.iter().map(|ended| ended.real).collect();
     assert_eq!(real, [U256::from(97), U256::ZERO], "job 4 was paid, job 1 was not");
 
+    // A job of ours that we gave back, and another host has.
+    let reopened = after(blocks.last(), 0, &[[TERMS, 7], [CLAIMED_BY_RIVAL, 7]]);
+    extend(&store, std::slice::from_ref(&reopened)).await.unwrap();
+    mine(&store, "claim:7", 7, "claim", reopened.0.block, true).await;
+    store.record(JobId(7), &Work::Abandoned { at, reason: "the model failed".into() }).await.unwrap();
+    let history = store.breaker_history(US, since, 300, 10).await.unwrap();
+    assert_eq!(history.ended.iter().map(|ended| ended.real).collect::<Vec<_>>(), [0, 97, 0].map(U256::from));
+    assert!(history.failures.iter().any(|it| (it.job, it.fault) == (Some(JobId(7)), Fault::Abandoned)));
+    let now = store.time().await.unwrap();
+    sqlx::query("UPDATE job SET deadline = ? WHERE id = 3").bind(now.0 as i64).execute(&store.writer).await.unwrap();
+    let history = store.breaker_history(US, since, 300, 10).await.unwrap();
+    let expired = crate::market::breaker::Failure { fault: Fault::Expired, job: Some(JobId(3)), at: now };
+    assert!(history.failures.contains(&expired), "{history:?}");
+    assert_eq!(history.ended.len(), 4);
+    assert!(!store.breaker_history(US, now, 300, 10).await.unwrap().failures.contains(&expired), "too long ago");
+
     store.resume().await.unwrap();
     let history = store.breaker_history(US, since, 300, 10).await.unwrap();
     assert_eq!(history, crate::market::breaker::History::default(), "what was before counts no more");
-    let again = after(blocks.last(), 0, &[[TERMS, 6]]);
+    let again = after(Some(&reopened), 0, &[[TERMS, 6]]);
     extend(&store, std::slice::from_ref(&again)).await.unwrap();
     mine(&store, "complete:3", 3, "complete", again.0.block, false).await;
     let history = store.breaker_history(US, since, 300, 10).await.unwrap();

@@ -24,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often the account's balance is asked for, and how long an answer holds when no other comes.
 const BALANCE_EVERY: Duration = Duration::from_secs(30);
 const BALANCE_AGE_MAX: Duration = Duration::from_secs(300);
+/// The longest wait for it: a pause must be seen meanwhile.
+const BALANCE_WAIT: Duration = Duration::from_secs(5);
 /// How long a pager that failed is let be.
 const PAGE_AGAIN: Duration = Duration::from_secs(60);
 /// Jobs looked at for drift, of all tokens together, for each that a limit asks for of one.
@@ -130,9 +132,11 @@ impl Breaker {
     async fn see(&mut self, now: UnixSeconds) -> Seen {
         if Instant::now() >= self.balance_due {
             self.balance_due = Instant::now() + BALANCE_EVERY;
-            match self.chain.balance(Address::ZERO, self.us).await {
-                Ok(balance) => (self.balance, self.balance_at) = (Some(balance), Some(Instant::now())),
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "the balance is not known"),
+            let asked = self.chain.balance(Address::ZERO, self.us);
+            match tokio::time::timeout(BALANCE_WAIT, asked).await {
+                Ok(Ok(balance)) => (self.balance, self.balance_at) = (Some(balance), Some(Instant::now())),
+                Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "the balance is not known"),
+                Err(_) => tracing::debug!("the balance is not known: no answer in time"),
             }
         }
         let endpoints = self.chain.endpoints();
