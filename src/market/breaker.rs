@@ -261,9 +261,8 @@ mod tests {
     #[test]
     fn what_befalls_one_job_counts_once_and_only_what_is_recent() {
         let limits = Limits { failures: 3, seconds: 60, ..Limits::default() };
-        let mut history = History::default();
-        history.failures =
-            vec![failed(Fault::Reverted, 1, 5), failed(Fault::Expired, 1, 1), failed(Fault::Expired, 2, 60)];
+        let failures = vec![failed(Fault::Reverted, 1, 5), failed(Fault::Expired, 1, 1), failed(Fault::Expired, 2, 60)];
+        let mut history = History { failures, ..History::default() };
         history.failures.push(failed(Fault::Abandoned, 3, 59));
         assert_eq!(judged(&limits, &history), None);
         history.failures.push(Failure { job: None, ..failed(Fault::Reverted, 0, 0) });
