@@ -63,23 +63,24 @@ impl Task for Breaker {
         }
         self.looked = Some(Instant::now());
         let now = self.store.time().await?;
+        // First, as it may take a while, and what an operator wrote meanwhile counts.
+        let seen = self.see(now).await;
         let mut holds = self.store.holds().await?;
         if !holds.iter().any(|hold| hold.kind == HoldKind::Breaker) && self.trip(now).await? {
             holds = self.store.holds().await?;
         }
-        let seen = self.see(now).await;
         let reasons: Vec<String> = holds.iter().map(ToString::to_string).chain(self.limits.refusals(&seen)).collect();
         let refusal = (!reasons.is_empty()).then(|| reasons.join("; "));
         self.metrics.claims_held.set(i64::from(refusal.is_some()));
-        match &refusal {
-            None => self.health.well(PART),
-            Some(refusal) => self.health.ill(PART, refusal.clone()),
-        }
         if self.guard.set(refusal.clone()) {
-            match refusal {
+            match &refusal {
                 None => tracing::info!("jobs are claimed"),
                 Some(refusal) => tracing::warn!(refusal, "no job is claimed; what was claimed is finished"),
             }
+        }
+        match &refusal {
+            None => self.health.well(PART),
+            Some(refusal) => self.health.ill(PART, refusal.clone()),
         }
         self.page(&holds).await?;
         Ok(Pass::Idle)
