@@ -45,9 +45,13 @@ CREATE TABLE receipt (
     block_number  INTEGER NOT NULL,
     success       INTEGER NOT NULL CHECK (success IN (0, 1)),
     gas_used      INTEGER NOT NULL,
-    gas_price     TEXT NOT NULL
+    gas_price     TEXT NOT NULL,
+    l1_fee        TEXT NOT NULL DEFAULT '0'
 ) STRICT;
-INSERT INTO receipt SELECT hash, block_hash, block_number, success, gas_used, gas_price FROM tx_receipt;
+INSERT INTO receipt SELECT hash, block_hash, block_number, success, gas_used, gas_price, l1_fee FROM tx_receipt;
+
+-- What the operator asked of the sender before this program ran is asked again where it still matters.
+DELETE FROM tx_order;
 
 DROP TABLE tx_receipt;
 DROP TABLE tx_attempt;
@@ -58,7 +62,7 @@ ALTER TABLE receipt RENAME TO tx_receipt;
 
 CREATE UNIQUE INDEX tx_intent_nonce ON tx_intent (signer, nonce) WHERE nonce IS NOT NULL;
 CREATE INDEX tx_intent_open ON tx_intent (signer, state) WHERE state IN ('queued', 'signed');
-CREATE INDEX tx_intent_job ON tx_intent (job) WHERE job IS NOT NULL;
+CREATE INDEX tx_intent_of_job ON tx_intent (job, kind);
 CREATE INDEX tx_attempt_intent ON tx_attempt (intent);
 CREATE INDEX tx_receipt_block ON tx_receipt (block_number);
 CREATE TRIGGER tx_intent_keeps_its_nonce BEFORE UPDATE OF nonce ON tx_intent

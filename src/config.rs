@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::chain::{self, Contracts, Endpoints};
+use crate::devnet;
+use crate::market::breaker::Limits;
 use crate::market::gate::Gates;
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
@@ -150,6 +152,14 @@ pub struct HostConfig {
     /// Jobs taken beyond those that the models compute at once: they wait for a slot.
     #[serde(default)]
     pub queue: u32,
+    /// When to claim no more.
+    #[serde(default)]
+    pub breaker: Limits,
+    /// Program and arguments that tell the operator that the breaker opened; it gets JSON on its standard input.
+    #[serde(default)]
+    pub page_command: Vec<String>,
+    /// Gets the same in a POST request.
+    pub page_url: Option<String>,
 }
 
 /// One model to serve.
@@ -193,6 +203,9 @@ impl Default for ProverConfig {
         Self { python: "python3".into(), dir: None, concurrency: 1, timeout_seconds: 600 }
     }
 }
+
+/// The oldest newest block to claim on, where the configuration names none: many blocks of any chain in use.
+const HEAD_AGE_SECONDS: u64 = 120;
 
 fn default_timeout_seconds() -> u64 {
     20
@@ -332,6 +345,9 @@ impl Config {
             absolute(&mut host.keystore);
             absolute(&mut host.password_file);
             host.models.iter_mut().for_each(|model| absolute(&mut model.path));
+            // A local chain makes blocks when it is asked to.
+            let head_age = if self.chain.id == devnet::CHAIN_ID { 0 } else { HEAD_AGE_SECONDS };
+            host.breaker.head_age_seconds.get_or_insert(head_age);
         }
     }
 
@@ -364,6 +380,20 @@ impl Config {
         let Some(host) = &self.host else { return Ok(()) };
         ensure!(!host.models.is_empty(), "host.models is empty: a host serves at least one model");
         ensure!(!host.price_per_1k.is_empty(), "host.price_per_1k is empty: name a price for eth or a token's address");
+        if let Some(url) = &host.page_url {
+            let parsed: Result<reqwest::Url, _> = url.parse();
+            let http = parsed.is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+            ensure!(http, "host.page_url = {} is not an http:// or https:// URL", chain::shown(url));
+        }
+        let (breaker, endpoints) = (&host.breaker, self.chain.endpoints().urls.len());
+        ensure!(
+            breaker.quorum <= endpoints,
+            "host.breaker.quorum = {} is more than the {endpoints} endpoints that chain.rpc_url and chain.rpc_urls name",
+            breaker.quorum
+        );
+        within("host.breaker.seconds", breaker.seconds, 1, 30 * 86_400)?;
+        within("host.breaker.drift_percent", breaker.drift_percent.into(), 0, 100)?;
+        within("host.breaker.drift_jobs", breaker.drift_jobs.into(), 0, 10_000)?;
         within("host.tokens_per_second", host.tokens_per_second.into(), 1, 1_000_000)?;
         within("host.window", host.window as u64, 1, 10_000)?;
         within("host.bump_after_seconds", host.bump_after_seconds, 1, 3600)?;

@@ -34,8 +34,8 @@
 //! | layer | rooms | may use |
 //! |---|---|---|
 //! | 0 | [`market`]: meaning, pure | – |
-//! | 1 | [`chain`] (alloy), [`store`] (sqlx), [`content`], [`engine`] (llama.cpp), [`prover`] (EZKL), [`p2p`] (libp2p), [`http`] (axum) | 0, not each other |
-//! | 2 | [`tasks`], [`renter`], [`mod@audit`], [`export`] (Parquet, CSV), [`devnet`] | 0–1; tasks not each other |
+//! | 1 | [`chain`] (alloy), [`store`] (sqlx), [`content`], [`engine`] (llama.cpp), [`prover`] (EZKL), [`p2p`] (libp2p), [`http`] (axum), [`page`] | 0, not each other |
+//! | 2 | [`tasks`], [`renter`], [`mod@audit`], [`export`] (Parquet, CSV), [`books`], [`devnet`] | 0–1; tasks not each other |
 //! | 3 | [`config`], [`node`], [`cli`] | all |
 //!
 //! # What holds
@@ -44,12 +44,14 @@
 //! - No inference before the claim is canonical; no transaction mentions what is not on disk.
 //! - Which logs a block has is proven by its hash, or it is marked as an endpoint's word and no money is risked on it.
 //! - What the contracts keep is compared with what the logs told ([`tasks::sweep`]); a job of which they say otherwise is let alone.
+//! - An open breaker, a pause and a drain stop claims and nothing else; only the operator lifts them ([`tasks::breaker`]).
 //! - A block that the chain called final is never taken back: an endpoint that has another stops claims and sends.
 //! - A signed transaction keeps its nonce; the same bytes go out again until a receipt stands in a canonical block.
 //! - Logs, jobs and cursor change in one database transaction; an orphaned log stays as the auditor's trail.
 //! - Nothing a peer, a chain, a file or a user sends causes a panic.
 
 pub mod audit;
+pub mod books;
 pub mod chain;
 pub mod cli;
 pub mod config;
@@ -61,6 +63,7 @@ pub mod http;
 pub mod market;
 pub mod node;
 pub mod p2p;
+pub mod page;
 pub mod prover;
 pub mod renter;
 pub mod store;

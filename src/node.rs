@@ -13,19 +13,21 @@ use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
 use crate::http::{self, Health, Kind, Metrics, Server};
+use crate::market::breaker::Limits;
 use crate::market::gate::Gates;
 use crate::market::policy::Policy;
 use crate::market::types::Address;
 use crate::p2p::{self, Inbound, P2p};
+use crate::page::Pager;
 use crate::prover::{self, Prover};
 use crate::store::Store;
 use crate::tasks::{
-    Live, Pass, Task, desk::Desk, gossip, indexer, indexer::Indexer, prepare::Prepare, prove::Prove,
-    scheduler::Scheduler,
+    Guard, Live, Pass, Task, breaker, breaker::Breaker, desk::Desk, gossip, indexer, indexer::Indexer,
+    prepare::Prepare, prove::Prove, scheduler::Scheduler,
 };
 use crate::tasks::{
     settle::Settle,
-    submitter::{Limits, Submitter},
+    submitter::{self, Submitter},
     sweep,
     sweep::Sweep,
     worker::Worker,
@@ -63,7 +65,9 @@ struct Host {
     slots: u32,
     /// Jobs that may wait for a slot.
     queue: u32,
-    limits: Limits,
+    limits: submitter::Limits,
+    breaker: Limits,
+    pager: Pager,
 }
 
 impl Node {
@@ -158,6 +162,11 @@ impl Node {
         self.watch_engines(&host);
         let live = Live::default();
         let us = host.signer.address();
+        let guard = Guard::default();
+        self.health.expect(breaker::PART, REPORT_AGE_MAX);
+        let edges = (chain.clone(), store.clone(), self.health.clone(), metrics.clone());
+        let breaker = Breaker::new(edges, us, host.breaker, host.policy.fee_bps, host.pager, guard.clone());
+        self.drive(breaker, poll, store.changes(), &metrics);
         let scheduler = Scheduler {
             chain: chain.clone(),
             store: store.clone(),
@@ -165,6 +174,7 @@ impl Node {
             health: self.health.clone(),
             metrics: metrics.clone(),
             policy: host.policy.clone(),
+            guard: guard.clone(),
             us,
             slots: host.slots + host.queue,
             declined: Default::default(),
@@ -205,7 +215,8 @@ impl Node {
         let (settle, beat) = Settle::new(chain.clone(), store.clone(), metrics.clone(), us);
         self.drive(settle, poll, store.changes(), &metrics);
         let (signer, limits) = (host.signer.clone(), host.limits);
-        let submitter = Submitter::new(chain.clone(), store.clone(), metrics.clone(), signer, limits, beat);
+        let submitter =
+            Submitter::new(chain.clone(), store.clone(), metrics.clone(), signer, limits, beat, guard.clone());
         self.drive(submitter, poll, store.changes(), &metrics);
         let announcer = gossip::Announcer {
             chain: chain.clone(),
@@ -223,6 +234,7 @@ impl Node {
             content,
             engines: host.engines,
             policy: host.policy,
+            guard,
             live,
             p2p: self.p2p.clone(),
             signer: host.signer,
@@ -416,12 +428,14 @@ impl Host {
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
         let gates = host.gate;
-        let limits = Limits {
+        let limits = submitter::Limits {
             fee_cap_max: host.fee_cap_max_wei.into(),
             window: host.window,
             bump_after: Duration::from_secs(host.bump_after_seconds),
         };
-        Ok(Host { signer, engines, prover, policy, gates, slots, queue: host.queue, limits })
+        let pager = Pager { command: host.page_command.clone(), url: host.page_url.clone() };
+        let (queue, breaker) = (host.queue, host.breaker.clone());
+        Ok(Host { signer, engines, prover, policy, gates, slots, queue, limits, breaker, pager })
     }
 }
 

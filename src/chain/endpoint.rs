@@ -71,6 +71,8 @@ pub struct EndpointState {
     /// HTTP requests sent to it, and those that it gave no answer to.
     pub requests: u64,
     pub failures: u64,
+    /// Blocks behind the best of several, as they last told; `None` while it does not answer.
+    pub lag: Option<u64>,
     /// The most calls it takes in one batch, where that is less than what was tried.
     pub batch_max: Option<usize>,
     /// Whether it knows `eth_getBlockReceipts`, and the blocks `finalized` and `safe`; `None`: not tried, or no such block yet.
@@ -412,12 +414,14 @@ impl Endpoint {
     }
 
     fn shown_state(&self) -> EndpointState {
+        let answers = self.rank(Instant::now()).0.is_well();
         let state = self.state();
         let can = |ability: Ability| state.abilities[ability as usize].as_ref().map(Result::is_ok);
         EndpointState {
             name: self.name.clone(),
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
+            lag: answers.then_some(state.lag),
             batch_max: Some(state.batch_max).filter(|max| *max != usize::MAX),
             block_receipts: can(Ability::BlockReceipts),
             finalized: can(Ability::Finalized),

@@ -42,7 +42,7 @@ pub use bundle::Bundle;
 pub use endpoint::{EndpointState, Endpoints, Failure, shown};
 pub use prove::disproven;
 pub use reach::Reach;
-pub use send::{Fees, Mined, Pulse, Sent, Signer};
+pub use send::{Ended, Fees, Mined, Pulse, Sent, Signer};
 pub use versions::{Abi, Also, Role};
 
 /// Addresses of the contracts one node works with.
@@ -101,6 +101,28 @@ pub struct Escrowed {
     pub amount: U256,
     /// The fee that will be taken of it, in hundredths of a percent; fixed when the job was posted.
     pub fee_bps: u16,
+}
+
+/// What a mined transaction cost its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paid {
+    pub hash: B256,
+    /// Gas, and what a rollup takes for the chain below, in wei.
+    pub fee_wei: U256,
+    /// The wei it sent along; 0 where it was reverted.
+    pub value: U256,
+}
+
+/// The part of a receipt that tells what became of a transaction and what it cost.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Costs {
+    block_number: Option<U64>,
+    block_hash: Option<B256>,
+    status: U64,
+    gas_used: U256,
+    effective_gas_price: U256,
+    l1_fee: Option<U256>,
 }
 
 /// What one endpoint showed when it was looked at.
@@ -384,6 +406,59 @@ impl Chain {
     /// Returns the receipt of a transaction, or `None` while the endpoint knows none.
     pub async fn receipt(&self, hash: B256) -> Result<Option<TransactionReceipt>> {
         self.provider.get_transaction_receipt(hash).await.with_context(|| format!("read the receipt of {hash}"))
+    }
+
+    /// Returns how much ETH `account` had at the end of block `number`.
+    ///
+    /// # Errors
+    /// If the endpoint fails or has no state of that block any more.
+    pub async fn balance_at(&self, account: Address, number: u64) -> Result<U256> {
+        let asked = self.provider.get_balance(account).block_id(BlockId::number(number));
+        asked.await.with_context(|| format!("read the balance of {account} at block {number} from {}", self.endpoint))
+    }
+
+    /// Returns how many transactions `account` had sent by the end of block `number`.
+    ///
+    /// # Errors
+    /// As [`Chain::balance_at`].
+    pub async fn nonce_at(&self, account: Address, number: u64) -> Result<u64> {
+        let asked = self.provider.get_transaction_count(account).block_id(BlockId::number(number));
+        asked.await.with_context(|| format!("read the nonce of {account} at block {number} from {}", self.endpoint))
+    }
+
+    /// Returns what the transaction with that nonce of `account` in block `number` cost, or `None` where there is none.
+    ///
+    /// # Errors
+    /// If the endpoint fails or lacks the block.
+    pub async fn paid(&self, account: Address, number: u64, nonce: u64) -> Result<Option<Paid>> {
+        // Read as plain JSON: a rollup's blocks hold kinds of transactions that Ethereum has not.
+        #[derive(Debug, Deserialize)]
+        struct Sent {
+            hash: B256,
+            from: Address,
+            nonce: U64,
+            value: U256,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Block {
+            transactions: Vec<Sent>,
+        }
+        let what = || format!("read the transactions of block {number} from {}", self.endpoint);
+        let asked = self.client.request::<_, Option<Block>>("eth_getBlockByNumber", (U64::from(number), true));
+        let block = asked.await.with_context(what)?.with_context(what)?;
+        let sent = block.transactions.iter().find(|tx| tx.from == account && tx.nonce == U64::from(nonce));
+        let Some(sent) = sent else { return Ok(None) };
+        let costs = self.costs(sent.hash).await?;
+        let gas = costs.gas_used.saturating_mul(costs.effective_gas_price);
+        let fee_wei = gas.saturating_add(costs.l1_fee.unwrap_or_default());
+        let value = if costs.status.is_zero() { U256::ZERO } else { sent.value };
+        Ok(Some(Paid { hash: sent.hash, fee_wei, value }))
+    }
+
+    async fn costs(&self, hash: B256) -> Result<Costs> {
+        let what = || format!("read the costs of {hash} from {}", self.endpoint);
+        let asked = self.client.request::<_, Option<Costs>>("eth_getTransactionReceipt", (hash,));
+        asked.await.with_context(what)?.with_context(what)
     }
 
     /// Returns the reader of this connection's logs, for the store.

@@ -9,14 +9,13 @@ use alloy::eips::{BlockId, BlockNumberOrTag};
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
 use alloy::providers::Provider;
 use alloy::rpc::json_rpc::ErrorPayload;
-use alloy::rpc::types::TransactionReceipt;
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::call::Call;
 use super::follow::raw_log;
-use super::{Chain, abi, request};
+use super::{Chain, Costs, abi, request};
 use crate::market::event::RawLog;
 use crate::market::types::BlockRef;
 
@@ -200,24 +199,45 @@ impl Chain {
         nonce.with_context(|| format!("read the final nonce of {account}"))
     }
 
-    /// Returns the receipt of each transaction, `None` where the endpoint knows none, with few requests to one endpoint.
-    pub async fn receipts_of(&self, hashes: &[B256]) -> Result<Vec<Option<TransactionReceipt>>> {
+    /// Returns what became of those of the transactions that are in a block, with few requests to one endpoint.
+    pub async fn ended(&self, hashes: &[B256]) -> Result<Vec<Ended>> {
         const PER_BATCH: usize = 100;
         let what = "read the receipts of our transactions";
-        let mut receipts = Vec::with_capacity(hashes.len());
+        let mut ended = Vec::new();
         for hashes in hashes.chunks(PER_BATCH) {
             let mut batch = self.client.new_batch();
-            let calls = hashes
-                .iter()
-                .map(|hash| batch.add_call::<_, Option<TransactionReceipt>>("eth_getTransactionReceipt", &(hash,)));
+            let calls =
+                hashes.iter().map(|hash| batch.add_call::<_, Option<Costs>>("eth_getTransactionReceipt", &(hash,)));
             let calls = calls.collect::<Result<Vec<_>, _>>()?;
             batch.send().await.context(what)?;
-            for call in calls {
-                receipts.push(call.await.context(what)?);
+            for (hash, call) in hashes.iter().zip(calls) {
+                let Some(costs) = call.await.context(what)? else { continue };
+                let (Some(number), Some(block)) = (costs.block_number, costs.block_hash) else { continue };
+                ended.push(Ended {
+                    hash: *hash,
+                    block: BlockRef { number: number.to(), hash: block },
+                    success: !costs.status.is_zero(),
+                    gas_used: costs.gas_used.saturating_to(),
+                    gas_price: costs.effective_gas_price,
+                    l1_fee: costs.l1_fee.unwrap_or_default(),
+                });
             }
         }
-        Ok(receipts)
+        Ok(ended)
     }
+}
+
+/// What became of a transaction that is in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    pub hash: B256,
+    pub block: BlockRef,
+    pub success: bool,
+    pub gas_used: u64,
+    /// Wei per gas that was paid.
+    pub gas_price: U256,
+    /// Wei that a rollup took for the chain below it.
+    pub l1_fee: U256,
 }
 
 /// What a sender must know of the newest block.

@@ -121,6 +121,14 @@ async fn serve(State(work): State<Arc<Work>>, uri: axum::http::Uri, Json(body): 
             ("eth_getBlockReceipts", _) => json!([]),
             // Who asks for a balance is told the account's last byte.
             (BALANCE, _) => json!(U256::from(call["params"][0].as_str().map_or(0, |it| it.as_bytes()[41] - b'0'))),
+            // A rollup's receipts, and its blocks with kinds of transactions that Ethereum has not.
+            ("eth_getTransactionReceipt", _) => json!({
+                "status": "0x1", "gasUsed": "0x64", "effectiveGasPrice": "0x3", "l1Fee": "0x7", "type": "0x2", "logs": [],
+            }),
+            ("eth_getBlockByNumber", _) if call["params"][1] == true => json!({ "transactions": [
+                { "type": "0x7e", "hash": B256::ZERO, "from": account(8), "nonce": "0x0", "value": "0x0", "mint": "0x1" },
+                { "type": "0x2", "hash": B256::repeat_byte(5), "from": account(8), "nonce": "0x4", "value": "0xa" },
+            ]}),
             _ => Value::Null,
         };
         json!({"jsonrpc": "2.0", "id": call["id"], "result": result})
@@ -260,7 +268,18 @@ async fn what_fails_is_asked_once_and_then_let_alone() -> Result<()> {
         let states = chain.endpoints();
         assert_eq!((states[0].failures, states[1].failures), (1, 1));
         assert_eq!((states[0].requests, states[1].requests), (4, 6));
+        assert_eq!((states[0].lag, states[1].lag), (None, None), "neither answers");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_transaction_cost_is_gas_and_what_the_rollup_takes() -> Result<()> {
+    let server = Server::start(Does::Answer).await?;
+    let chain = chain(&[&server])?;
+    let paid = super::Paid { hash: B256::repeat_byte(5), fee_wei: U256::from(307), value: U256::from(10) };
+    assert_eq!(chain.paid(account(8), 1, 4).await?, Some(paid));
+    assert_eq!(chain.paid(account(8), 1, 5).await?, None);
     Ok(())
 }
 
@@ -459,6 +478,9 @@ async fn who_lags_or_dawdles_is_passed_over() -> Result<()> {
         behind.work.head.store(1000, Ordering::Relaxed);
         ahead.work.head.store(1006, Ordering::Relaxed);
         uses(ahead).await?;
+        let mut lags: Vec<_> = chain.endpoints().iter().map(|it| it.lag).collect();
+        lags.sort_unstable();
+        assert_eq!(lags, [Some(0), Some(6)]);
         behind.work.head.store(1001, Ordering::Relaxed);
         ahead.now(Does::Slowly(300));
         uses(behind).await?;

@@ -144,23 +144,28 @@ fn print_entry(entry: &Entry) -> Result<()> {
 pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> {
     let store = open(&configuration(global)?).await?;
     if arguments.at_block.is_none() && store.cursor().await?.is_none() {
-        let none: [u8; 0] = [];
-        let nothing =
-            json!({ "block": null, "events": 0, "journal_head": B256::ZERO, "coverage": none, "final": null });
-        return if global.json { print_json(&nothing) } else { say("nothing is indexed yet") };
+        let (none, holds): ([u8; 0], _) = ([], store.holds().await?);
+        let nothing = json!({
+            "block": null, "events": 0, "journal_head": B256::ZERO, "coverage": none, "final": null, "holds": holds,
+        });
+        if global.json {
+            return print_json(&nothing);
+        }
+        holds.iter().try_for_each(|hold| say(format!("NO CLAIMS: {}", super::control::told(hold))))?;
+        return say("nothing is indexed yet");
     }
     let mut snapshot = snapshot(&store, arguments.at_block).await?;
     let (head, events) = snapshot.journal_head().await?;
     let coverage = snapshot.coverage().await?;
     let finality = snapshot.finality();
-    let (doubts, conflicts) = (store.doubts().await?, store.conflicts().await?);
+    let (doubts, conflicts, holds) = (store.doubts().await?, store.conflicts().await?, store.holds().await?);
     if global.json {
         let finality = finality.map(
             |(number, hash, violated)| json!({ "block": { "number": number, "hash": hash }, "violated": violated }),
         );
         return print_json(&json!({
             "block": snapshot.block, "events": events, "journal_head": head, "coverage": coverage, "final": finality,
-            "doubts": doubts, "conflicts": conflicts,
+            "doubts": doubts, "conflicts": conflicts, "holds": holds,
         }));
     }
     say(format!("{events} events up to block {}, journal head {head}", snapshot.block))?;
@@ -168,6 +173,9 @@ pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> 
         None => say("the chain has called no block final yet")?,
         Some((block, _, None)) => say(format!("final up to block {block}"))?,
         Some((_, _, Some(how))) => say(format!("FINALITY VIOLATED: {how}"))?,
+    }
+    for hold in holds {
+        say(format!("NO CLAIMS: {}", super::control::told(&hold)))?;
     }
     for (job, what) in doubts {
         say(format!("IN DOUBT: job {job}: {what}"))?;

@@ -5,14 +5,17 @@
 
 mod ask;
 mod check;
+mod control;
 mod demo;
 mod events;
 mod export;
 mod history;
 mod keys;
+mod ledger;
 mod run;
 mod sql;
 mod stake;
+mod tx;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -30,6 +33,7 @@ use crate::config::Config;
 #[command(name = "fabstir", version, about, max_term_width = 110)]
 #[command(after_help = "Start with `fabstir demo`, which shows one job from post to payment on a local chain.\n\
     As a host: `fabstir key new`, fund the account, `fabstir register`, `fabstir doctor`, `fabstir run`.\n\
+    As an operator: `fabstir status`, `fabstir pause`, `fabstir drain --wait`, `fabstir resume`, `fabstir tx list`, `fabstir ledger`.\n\
     As an auditor: `fabstir index --once`, `fabstir audit`, `fabstir export`, `fabstir verify-export`.\n\
     Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 endpoint, 4 divergence, 5 finality.")]
 struct Arguments {
@@ -62,8 +66,14 @@ enum Command {
     Run,
     /// Follow the chain into the database and do nothing else.
     Index(run::IndexArguments),
-    /// List jobs, newest first.
-    Jobs(history::JobsArguments),
+    /// List jobs, newest first; or have one taken up again or given up.
+    #[command(args_conflicts_with_subcommands = true)]
+    Jobs {
+        #[command(flatten)]
+        list: history::JobsArguments,
+        #[command(subcommand)]
+        command: Option<control::JobCommand>,
+    },
     /// Show what happened to one job: events, our work, our transactions.
     Job(history::JobArguments),
     /// Show how far the database goes and what of it is proven.
@@ -94,6 +104,17 @@ enum Command {
     Dispute(ask::DisputeArguments),
     /// Rate the host of a job that was paid for.
     Rate(ask::RateArguments),
+    /// Claim no more jobs until `resume`; what was claimed is finished.
+    Pause(control::PauseArguments),
+    /// Claim no more jobs before the node is stopped, and see what is still owed.
+    Drain(control::DrainArguments),
+    /// Claim again: lifts a pause and a drain, and closes the breaker.
+    Resume,
+    /// List the account's transactions, or have the node bump, cancel or send one again.
+    #[command(subcommand)]
+    Tx(tx::TxCommand),
+    /// Show what was earned, what gas was paid and what of it for nothing.
+    Ledger(ledger::LedgerArguments),
     /// Stake FAB and register the configured account as a host.
     Register(stake::RegisterArguments),
     /// Publish what the host says of itself again.
@@ -182,7 +203,8 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Run => run::run(global).await,
         Command::Index(arguments) => run::index(global, &arguments).await,
-        Command::Jobs(arguments) => history::jobs(global, &arguments).await,
+        Command::Jobs { command: Some(command), .. } => control::job(global, &command).await,
+        Command::Jobs { list, command: None } => history::jobs(global, &list).await,
         Command::Job(arguments) => history::job(global, &arguments).await,
         Command::Status(arguments) => history::status(global, &arguments).await,
         Command::Events(arguments) => events::events(global, &arguments).await,
@@ -198,6 +220,11 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Cancel(arguments) => ask::cancel(global, &arguments).await,
         Command::Dispute(arguments) => ask::dispute(global, &arguments).await,
         Command::Rate(arguments) => ask::rate(global, &arguments).await,
+        Command::Pause(arguments) => control::pause(global, &arguments).await,
+        Command::Drain(arguments) => control::drain(global, &arguments).await,
+        Command::Resume => control::resume(global).await,
+        Command::Tx(command) => tx::tx(global, &command).await,
+        Command::Ledger(arguments) => ledger::ledger(global, &arguments).await,
         Command::Register(arguments) => stake::register(global, &arguments).await,
         Command::Metadata(arguments) => stake::update(global, &arguments).await,
         Command::Stake(command) => stake::stake(global, &command).await,

@@ -38,6 +38,7 @@ pub struct Metrics {
     pub sweep_differences: Gauge,
     pub reservations: Gauge,
     pub open_transactions: Gauge,
+    pub claims_held: Gauge,
     /// By kind of transaction.
     pub transactions_sent: Family<Kind, Counter>,
     /// By rule that refused.
@@ -74,6 +75,7 @@ impl Metrics {
             sweep_differences: Gauge::default(),
             reservations: Gauge::default(),
             open_transactions: Gauge::default(),
+            claims_held: Gauge::default(),
             transactions_sent: Family::default(),
             jobs_declined: Family::default(),
             blocks: Family::default(),
@@ -113,6 +115,11 @@ impl Metrics {
             "sweep_differences",
             "jobs, and our registration, of which the contracts say otherwise than the stored logs",
             m.sweep_differences.clone(),
+        );
+        registry.register(
+            "claims_held",
+            "1 while this host claims nothing: paused, draining, its breaker open, or what it sees not to be relied on",
+            m.claims_held.clone(),
         );
         registry.register("reservations", "engine slots reserved for jobs", m.reservations.clone());
         registry.register(

@@ -45,6 +45,8 @@ pub enum Work {
     ClaimFailed { at: UnixSeconds, reason: String },
     /// We stopped working on it and say why.
     Abandoned { at: UnixSeconds, reason: String },
+    /// The operator has it taken up again: what was given up, and the choice of a job that is not claimed yet, counts no more.
+    Retried { at: UnixSeconds },
 }
 
 impl Work {
@@ -57,6 +59,7 @@ impl Work {
             Work::Announced { .. } => "Announced",
             Work::ClaimFailed { .. } => "ClaimFailed",
             Work::Abandoned { .. } => "Abandoned",
+            Work::Retried { .. } => "Retried",
         }
     }
 }
@@ -301,6 +304,7 @@ impl Job {
             Work::Announced { .. } => self.announced = true,
             Work::ClaimFailed { .. } => self.claim_failed = true,
             Work::Abandoned { reason, .. } => self.abandoned = Some(reason),
+            Work::Retried { .. } => (self.abandoned, self.chosen, self.claim_failed) = (None, false, false),
         }
     }
 
@@ -575,6 +579,18 @@ mod tests {
         owes(&[posted(), chosen()], DEADLINE, Done(Expired));
         owes(&[posted(), chosen(), abandoned()], EARLY, Done(Abandoned));
         owes(&[posted(), refunded()], EARLY, Done(Refunded));
+    }
+
+    #[test]
+    fn a_retried_job_is_taken_up_where_it_was_left() {
+        let retried = || Fact::Work(Work::Retried { at: UnixSeconds(6) });
+        owes(&[posted(), chosen(), abandoned(), retried()], EARLY, Do(Consider));
+        owes(&[posted(), chosen(), abandoned(), retried(), chosen()], EARLY, Wait("our claim"));
+        owes(&[posted(), claimed(US), chosen(), abandoned(), retried()], EARLY, Do(Infer));
+        owes(&[posted(), claimed(US), inferred(), abandoned(), retried()], EARLY, Do(Commit));
+        owes(&[posted(), claimed(US), abandoned(), retried(), abandoned()], EARLY, Do(Fail));
+        owes(&[posted(), claimed(US), abandoned(), retried()], DEADLINE, Done(Expired));
+        owes(&[posted(), claimed(RIVAL), abandoned(), retried()], EARLY, Done(Lost));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! Pure: no async, no clock, no I/O, no randomness; time is an argument. Never talks to a chain, a disk or a peer.
 
+pub mod breaker;
 pub mod commitment;
 pub mod coverage;
 pub mod event;
 pub mod gate;
 pub mod job;
+pub mod ledger;
 pub mod offer;
 pub mod policy;
 pub mod poseidon;

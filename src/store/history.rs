@@ -113,11 +113,19 @@ pub struct TxRow {
     pub gas_used: Option<u64>,
     /// Wei per gas.
     pub gas_price: Option<U256>,
+    /// Wei that a rollup took besides, for the chain below.
+    pub l1_fee: Option<U256>,
 }
 
 impl TxRow {
+    /// Returns what it cost once it was mined.
+    pub fn fee_wei(&self) -> Option<U256> {
+        let gas = self.gas_price?.saturating_mul(U256::from(self.gas_used?));
+        Some(gas.saturating_add(self.l1_fee.unwrap_or_default()))
+    }
+
     fn entry(self) -> Entry {
-        let fee = self.gas_price.zip(self.gas_used).map(|(price, gas)| price * U256::from(gas));
+        let fee = self.fee_wei();
         Entry::Transaction {
             time: self.time,
             kind: self.kind,
@@ -261,6 +269,15 @@ impl Store {
         Ok(rows.into_iter().map(TxRow::entry).collect())
     }
 
+    /// Returns our transactions as they are now, oldest first: all, or those that are open.
+    pub async fn tx_rows(&self, open: bool) -> Result<Vec<TxRow>> {
+        let rows = transactions(&mut *self.readers.acquire().await?, None, None, 0, u32::MAX).await?;
+        Ok(rows
+            .into_iter()
+            .filter(|row| !open || !matches!(&*row.state, "mined" | "reverted" | "dropped" | "cancelled"))
+            .collect())
+    }
+
     /// Returns the stored canonical headers of `from..=to`, in order.
     pub async fn blocks(&self, from: u64, to: u64) -> Result<Vec<Header>> {
         blocks(&mut *self.readers.acquire().await?, from, to).await
@@ -394,7 +411,7 @@ pub(super) async fn transactions(
         "SELECT i.id, i.job, i.at, i.kind, i.target, i.signer, i.state, i.nonce, i.note,
                 (SELECT group_concat(lower(hex(hash)) ORDER BY signed_at, hash) FROM tx_attempt
                  WHERE intent = i.id AND signed_at <= ?3),
-                r.block_number, r.gas_used, r.gas_price
+                r.block_number, r.gas_used, r.gas_price, r.l1_fee
          FROM tx_intent i LEFT JOIN tx_attempt a ON a.intent = i.id
               AND a.hash IN (SELECT hash FROM tx_receipt WHERE block_number <= ?2)
          LEFT JOIN tx_receipt r ON r.hash = a.hash
@@ -433,6 +450,7 @@ pub(super) async fn transactions(
                 block,
                 gas_used: number(row, 11),
                 gas_price: block.map(|_| amount(row, 12)).transpose()?,
+                l1_fee: block.map(|_| amount(row, 13)).transpose()?,
             })
         })
         .collect()

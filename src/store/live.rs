@@ -19,6 +19,8 @@ const EXPIRED_SECONDS: u64 = 3600;
 /// What is folded, and what must be folded again. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Live {
+    /// Nobody writes here: whatever changed, others did.
+    reads_only: bool,
     stale: Arc<Mutex<Stale>>,
     folded: Arc<tokio::sync::Mutex<Folded>>,
 }
@@ -45,6 +47,11 @@ struct Folded {
 }
 
 impl Live {
+    /// Returns that of a file which is only read.
+    pub(super) fn of_a_reader() -> Self {
+        Self { reads_only: true, ..Self::default() }
+    }
+
     /// Notes that what is stored of these jobs changed.
     pub(super) fn touch(&self, jobs: impl IntoIterator<Item = JobId>) {
         self.stale.lock().expect("no holder of this lock panics").jobs.extend(jobs);
@@ -91,7 +98,11 @@ impl Store {
         if folded.version.is_some_and(|(_, asked)| asked.elapsed() < LOOK_AGAIN) {
             return Ok(());
         }
-        let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.writer).await?;
+        // Of the writer's one connection: its own commits do not count.
+        let version = match self.live.reads_only {
+            true => folded.version.map_or(0, |(before, _)| before + 1),
+            false => sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.writer).await?,
+        };
         if folded.version.is_some_and(|(before, _)| before != version) {
             self.live.touch_all();
         }

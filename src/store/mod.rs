@@ -6,10 +6,12 @@
 //! them, are made to survive the machine's end too (`synchronous = FULL`).
 
 mod check;
+mod control;
 mod doubt;
 mod follow;
 mod history;
 mod journal;
+mod ledger;
 mod live;
 mod projection;
 mod snapshot;
@@ -36,6 +38,7 @@ use crate::market::job::Job;
 use crate::market::types::{Address, B256, BlockRef, JobId, U256, UnixSeconds};
 
 pub use check::Checked;
+pub use control::{Hold, HoldKind, OrderKind, Ordered, TxOrder};
 pub use doubt::Census;
 pub use follow::{Follower, News};
 pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};
@@ -105,7 +108,8 @@ impl Store {
         let mine = sqlx::migrate!().iter().map(|migration| migration.version).max();
         ensure!(newest == mine, "{}: its format is {newest:?}, this program reads {mine:?}", at());
         let changed = watch::Sender::new(0);
-        let store = Self { writer: readers.clone(), readers, decode, chain_id, changed, live: Default::default() };
+        let store =
+            Self { writer: readers.clone(), readers, decode, chain_id, changed, live: live::Live::of_a_reader() };
         store.belongs_to(marketplace).await.with_context(at)?;
         Ok(store)
     }

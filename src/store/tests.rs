@@ -646,7 +646,7 @@ async fn choose(store: &Store, job: u64, slots: u32) -> bool {
 
 /// Every intent that is not finished.
 async fn open_intents(store: &Store) -> Vec<OpenIntent> {
-    let open = [store.signed_intents(US).await.unwrap(), store.ready_intents(US, 100).await.unwrap()].concat();
+    let open = [store.signed_intents(US).await.unwrap(), store.ready_intents(US, 100, true).await.unwrap()].concat();
     assert_eq!(open.len() as u64, store.open_intents(US).await.unwrap());
     open
 }
@@ -749,7 +749,8 @@ async fn an_outcome_lives_and_dies_with_its_block() {
     sign(&store, id, 0, attempt(1)).await.unwrap();
     sign(&store, id, 0, attempt(2)).await.unwrap();
     let (hash, gas_price) = (B256::repeat_byte(2), U256::from(7));
-    let outcome = TxOutcome { hash, block: a[1].0.block, success: true, gas_used: 10, gas_price };
+    let outcome =
+        TxOutcome { hash, block: a[1].0.block, success: true, gas_used: 10, gas_price, l1_fee: U256::from(5) };
     let state = || async { states(&store, 1, "claim").await[0] };
     let settle = async |outcome: &TxOutcome| Ok::<_, anyhow::Error>(store.settle(&[*outcome]).await? == 1);
 
@@ -764,7 +765,7 @@ async fn an_outcome_lives_and_dies_with_its_block() {
     assert_eq!(open_intents(&store).await, []);
     let listed = store.transactions(None).await.unwrap();
     let [Entry::Transaction { fee_wei, hashes, nonce, .. }] = &listed[..] else { panic!("one line, got {listed:?}") };
-    assert_eq!((fee_wei, nonce, hashes.len()), (&Some(U256::from(70)), &Some(0), 2));
+    assert_eq!((fee_wei, nonce, hashes.len()), (&Some(U256::from(75)), &Some(0), 2));
 
     store.rewind(100).await.unwrap();
     assert_eq!(state().await, IntentState::Signed);
@@ -964,7 +965,7 @@ async fn our_own_part_of_the_past_is_told_by_the_time_of_the_block() {
     for statement in [
         "UPDATE tx_intent SET (at, state) = (1010, 'mined')",
         "UPDATE tx_attempt SET signed_at = 1020",
-        "INSERT INTO tx_receipt SELECT hash, zeroblob(32), 104, 1, 21000, '7' FROM tx_attempt",
+        "INSERT INTO tx_receipt SELECT hash, zeroblob(32), 104, 1, 21000, '7', '0' FROM tx_attempt",
     ] {
         sqlx::query(statement).execute(&store.writer).await.unwrap();
     }
@@ -1154,4 +1155,208 @@ proptest! {
             assert_eq!(projection(&store).await, never_saw_others(&canonical).await);
         });
     }
+}
+
+#[tokio::test]
+async fn a_hold_keeps_its_first_reason_and_only_resuming_lifts_all() {
+    let (file, store) = fresh().await;
+    assert!(store.hold(HoldKind::Paused, "dinner").await.unwrap());
+    // A command beside the node has a handle of its own.
+    let beside = file.open().await;
+    assert!(!beside.hold(HoldKind::Paused, "another").await.unwrap(), "held already");
+    assert!(beside.hold(HoldKind::Breaker, "5 failures").await.unwrap());
+    let told: Vec<String> = store.holds().await.unwrap().iter().map(ToString::to_string).collect();
+    assert!(
+        told.contains(&"paused: dinner".into()) && told.contains(&"the breaker is open: 5 failures".into()),
+        "{told:?}"
+    );
+    store.told(HoldKind::Breaker).await.unwrap();
+    let held = beside.holds().await.unwrap();
+    assert_eq!(held.iter().filter(|hold| hold.told).map(|hold| hold.kind).collect::<Vec<_>>(), [HoldKind::Breaker]);
+    assert!(store.lift(HoldKind::Paused).await.unwrap());
+    assert!(!store.lift(HoldKind::Draining).await.unwrap());
+    assert_eq!(beside.resume().await.unwrap().len(), 1);
+    assert_eq!(store.holds().await.unwrap(), []);
+    assert_eq!(store.resume().await.unwrap(), [], "nothing was held");
+}
+
+#[tokio::test]
+async fn an_order_is_noted_once_and_only_where_it_applies() {
+    let (_file, store) = fresh().await;
+    for key in ["a", "b", "c"] {
+        store.queue(&[intent(key, 1)]).await.unwrap();
+    }
+    let ids: Vec<i64> = open_intents(&store).await.iter().map(|intent| intent.id).collect();
+    let [queued, signed, dropped] = ids[..] else { panic!("three, got {ids:?}") };
+    sign(&store, signed, 0, attempt(1)).await.unwrap();
+    store.drop_intent(dropped, "refused").await.unwrap();
+    let orders = [
+        (signed, OrderKind::Bump, Ordered::Noted),
+        (signed, OrderKind::Bump, Ordered::Noted),
+        (signed, OrderKind::Rebroadcast, Ordered::Noted),
+        (queued, OrderKind::Cancel, Ordered::Noted),
+        (queued, OrderKind::Bump, Ordered::Unfit("queued".into())),
+        (dropped, OrderKind::Cancel, Ordered::Unfit("dropped".into())),
+        (99, OrderKind::Cancel, Ordered::Unknown),
+    ];
+    for (intent, what, expected) in orders {
+        assert_eq!(store.order_tx(intent, what).await.unwrap(), expected, "{what:?} of {intent}");
+    }
+    let waiting = async || {
+        let mut orders: Vec<_> = store.tx_orders().await.unwrap().iter().map(|it| (it.intent, it.what)).collect();
+        orders.sort_unstable();
+        orders
+    };
+    let all = [(queued, OrderKind::Cancel), (signed, OrderKind::Bump), (signed, OrderKind::Rebroadcast)];
+    let mut expected = all.to_vec();
+    expected.sort_unstable();
+    assert_eq!(waiting().await, expected);
+    store.taken_tx_order(signed, OrderKind::Bump).await.unwrap();
+    assert_eq!(waiting().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_job_that_is_retried_starts_over_and_keeps_its_history() {
+    let (_file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1]]])).await.unwrap();
+    let choose = async |key: &str| {
+        let choice = Choice { job: JobId(1), work: chosen(), claim: intent(key, 1) };
+        !store.choose(&[choice], 1).await.unwrap().is_empty()
+    };
+    assert!(choose("claim:1").await);
+    let id = open_intents(&store).await[0].id;
+    store.drop_intent(id, "refused").await.unwrap();
+    store.abandon(JobId(1), "the disk is full").await.unwrap();
+    store.lease(JobId(1), Duty::Infer, 3600).await.unwrap();
+    store.release(JobId(1), Duty::Infer, Some("no model")).await.unwrap();
+    assert_eq!(store.failing(JobId(1)).await.unwrap(), [("infer".into(), "no model".into())]);
+    let next = async || store.job(JobId(1)).await.unwrap().expect("posted").next(US, UnixSeconds(0));
+    assert_eq!(next().await, Next::Done(crate::market::job::Outcome::Abandoned));
+    assert_eq!(
+        store.job(JobId(1)).await.unwrap().unwrap().abandoned.unwrap(),
+        "the operator gave it up: the disk is full"
+    );
+    assert!(!choose("claim:1").await, "it was chosen before");
+
+    store.retry(JobId(1)).await.unwrap();
+    assert_eq!(next().await, Next::Do(Duty::Consider));
+    assert_eq!(states(&store, 1, "claim").await, []);
+    assert_eq!(store.failing(JobId(1)).await.unwrap(), []);
+    assert!(store.lease(JobId(1), Duty::Infer, 3600).await.unwrap(), "no back-off");
+    assert!(choose("claim:1").await, "under the same key");
+    assert_eq!(states(&store, 1, "claim").await, [IntentState::Queued]);
+    assert_eq!(store.transactions(Some(JobId(1))).await.unwrap().len(), 2, "the first is history");
+    let mut wrong = Vec::new();
+    store.check(&mut |what| wrong.push(what)).await.unwrap();
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+/// Signs the one open intent of `kind` and settles it in `block`.
+async fn mine(store: &Store, key: &str, job: u64, kind: &'static str, block: BlockRef, success: bool) {
+    store.queue(&[Intent { kind, ..intent(key, job) }]).await.unwrap();
+    let id = open_intents(store).await[0].id;
+    let nonce = store.next_nonce(US, 0).await.unwrap();
+    let bytes = attempt(nonce as u8 + 1);
+    sign(store, id, nonce, bytes.clone()).await.unwrap();
+    let (gas_price, l1_fee) = (U256::from(7), U256::from(1));
+    let outcome = TxOutcome { hash: bytes.hash, block, success, gas_used: 10, gas_price, l1_fee };
+    assert_eq!(store.settle(&[outcome]).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
+    use crate::market::breaker::Fault;
+    let (_file, store) = fresh().await;
+    let blocks = chain(
+        None,
+        0,
+        &[
+            &[[TERMS, 1], [TERMS, 2], [TERMS, 3], [TERMS, 4], [TERMS, 5]],
+            &[
+                [CLAIMED, 1],
+                [CLAIMED_BY_RIVAL, 2],
+                [CLAIMED, 3],
+                [CLAIMED, 4],
+                [COMMITTED, 4],
+                [COMPLETED, 4],
+                [RELEASED, 4],
+            ],
+            &[[REFUNDED, 1]],
+            &[],
+        ],
+    );
+    extend(&store, &blocks).await.unwrap();
+    let block = |place: usize| blocks[place].0.block;
+    mine(&store, "claim:1", 1, "claim", block(1), true).await;
+    mine(&store, "claim:2", 2, "claim", block(1), false).await;
+    mine(&store, "claim:3", 3, "claim", block(1), true).await;
+    mine(&store, "claim:5", 5, "claim", block(2), false).await;
+    mine(&store, "commit:3", 3, "commit", block(2), false).await;
+    let at = store.time().await.unwrap();
+    for (job, reason) in [(2, "the claim was refused"), (3, "the model failed"), (4, "the operator gave it up: tired")]
+    {
+        store.record(JobId(job), &Work::Abandoned { at, reason: reason.into() }).await.unwrap();
+    }
+    let since = UnixSeconds(0);
+    let history = store.breaker_history(US, since, 300, 10).await.unwrap();
+    let mut found: Vec<_> = history.failures.iter().map(|it| (it.job.expect("a job").0, it.fault)).collect();
+    found.sort_unstable();
+    // Of job 2 the race was lost; nobody has job 5, so its claim was refused for another reason.
+    let expected = [(1, Fault::Refunded), (3, Fault::Abandoned), (3, Fault::Reverted), (5, Fault::Reverted)];
+    assert_eq!(found, expected);
+    assert_eq!(history.gas_wei, U256::from(5 * 71));
+    let real: Vec<U256> = history.ended.iter().map(|ended| ended.real).collect();
+    assert_eq!(real, [U256::from(97), U256::ZERO], "job 4 was paid, job 1 was not");
+
+    // A job of ours that we gave back, and another host has.
+    let reopened = after(blocks.last(), 0, &[[TERMS, 7], [CLAIMED_BY_RIVAL, 7]]);
+    extend(&store, std::slice::from_ref(&reopened)).await.unwrap();
+    mine(&store, "claim:7", 7, "claim", reopened.0.block, true).await;
+    store.record(JobId(7), &Work::Abandoned { at, reason: "the model failed".into() }).await.unwrap();
+    let history = store.breaker_history(US, since, 300, 10).await.unwrap();
+    assert_eq!(history.ended.iter().map(|ended| ended.real).collect::<Vec<_>>(), [0, 97, 0].map(U256::from));
+    assert!(history.failures.iter().any(|it| (it.job, it.fault) == (Some(JobId(7)), Fault::Abandoned)));
+    let now = store.time().await.unwrap();
+    sqlx::query("UPDATE job SET deadline = ? WHERE id = 3").bind(now.0 as i64).execute(&store.writer).await.unwrap();
+    let history = store.breaker_history(US, since, 300, 10).await.unwrap();
+    let expired = crate::market::breaker::Failure { fault: Fault::Expired, job: Some(JobId(3)), at: now };
+    assert!(history.failures.contains(&expired), "{history:?}");
+    assert_eq!(history.ended.len(), 4);
+    assert!(!store.breaker_history(US, now, 300, 10).await.unwrap().failures.contains(&expired), "too long ago");
+
+    store.resume().await.unwrap();
+    let history = store.breaker_history(US, since, 300, 10).await.unwrap();
+    assert_eq!(history, crate::market::breaker::History::default(), "what was before counts no more");
+    let again = after(Some(&reopened), 0, &[[TERMS, 6]]);
+    extend(&store, std::slice::from_ref(&again)).await.unwrap();
+    mine(&store, "complete:3", 3, "complete", again.0.block, false).await;
+    let history = store.breaker_history(US, since, 300, 10).await.unwrap();
+    assert_eq!(history.failures.iter().map(|it| it.fault).collect::<Vec<_>>(), [Fault::Reverted]);
+    assert_eq!(history.gas_wei, U256::from(71));
+    assert_eq!(store.breaker_history(RIVAL, since, 300, 10).await.unwrap().gas_wei, U256::ZERO, "not its gas");
+}
+
+#[tokio::test]
+async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
+    use crate::market::ledger::{By, Fate, Ledger, Movement, Why};
+    let (_file, store) = fresh().await;
+    let paid = [[TERMS, 1], [CLAIMED, 1], [COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1]];
+    let blocks = chain(None, 0, &[&paid, &[[TERMS, 2], [CLAIMED_BY_RIVAL, 2]]]);
+    extend(&store, &blocks).await.unwrap();
+    mine(&store, "claim:1", 1, "claim", blocks[0].0.block, true).await;
+    mine(&store, "claim:2", 2, "claim", blocks[1].0.block, false).await;
+    store.queue(&[intent("claim:9", 1)]).await.unwrap();
+    let (jobs, spent) = (store.accounts(US).await.unwrap(), store.spent(US).await.unwrap());
+    assert_eq!(jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(
+        spent.iter().map(|tx| (tx.nonce, tx.fee_wei)).collect::<Vec<_>>(),
+        [(0, U256::from(71)), (1, U256::from(71))]
+    );
+    let ledger = Ledger::of(US, UnixSeconds(0), &jobs, &spent, By::Job);
+    assert_eq!(ledger.total.gas[&Fate::LostRace].wei, U256::from(71));
+    assert_eq!(ledger.total.gas[&Fate::Useful].wei, U256::from(71));
+    let income = Movement { block: blocks[0].0.block.number, why: Why::Income, wei: U256::from(97) };
+    assert_eq!(store.escrow_movements(US).await.unwrap(), [income]);
+    store.rewind(blocks[0].0.block.number).await.unwrap();
+    assert_eq!(store.spent(US).await.unwrap().len(), 1, "what a reorganisation took away was not paid");
 }

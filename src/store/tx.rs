@@ -123,6 +123,8 @@ pub struct TxOutcome {
     pub gas_used: u64,
     /// Wei per gas that was paid.
     pub gas_price: U256,
+    /// Wei that a rollup took besides, for the chain below.
+    pub l1_fee: U256,
 }
 
 /// Nothing is begun for a job of which logs and contracts say different things.
@@ -144,14 +146,15 @@ impl Store {
         Ok(added)
     }
 
-    /// Returns how the intents made for each of the jobs stand, by job and kind, oldest first.
+    /// Returns how the intents made for each of the jobs stand since it was last retried, by job and kind, oldest first.
     pub async fn intents_of(&self, jobs: &[JobId]) -> Result<BTreeMap<(JobId, String), Vec<IntentState>>> {
         let mut intents = BTreeMap::<_, Vec<_>>::new();
         if jobs.is_empty() {
             return Ok(intents);
         }
         let rows = sqlx::query(
-            "SELECT job, kind, state FROM tx_intent WHERE job IN (SELECT value FROM json_each(?)) ORDER BY id",
+            "SELECT job, kind, state FROM tx_intent WHERE job IN (SELECT value FROM json_each(?))
+             AND key NOT LIKE '%~%' ORDER BY id",
         )
         .bind(serde_json::to_string(jobs)?)
         .fetch_all(&self.readers)
@@ -184,10 +187,11 @@ impl Store {
     }
 
     /// Returns at most `limit` queued intents of `signer` whose gas limit is known, in the order in which they are to be signed: claims
-    /// last, because everything else is of jobs that are ours already.
-    pub async fn ready_intents(&self, signer: Address, limit: usize) -> Result<Vec<OpenIntent>> {
+    /// last, because everything else is of jobs that are ours already, and only where `claims` are wanted.
+    pub async fn ready_intents(&self, signer: Address, limit: usize, claims: bool) -> Result<Vec<OpenIntent>> {
+        let claims = if claims { "" } else { "AND kind <> 'claim'" };
         let which = format!(
-            "state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' AND {NOT_IN_DOUBT} ORDER BY kind = 'claim', id"
+            "state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' {claims} AND {NOT_IN_DOUBT} ORDER BY kind = 'claim', id"
         );
         self.intents(signer, &which, limit as i64).await
     }
@@ -340,8 +344,8 @@ impl Store {
                 continue;
             }
             sqlx::query(
-                "INSERT INTO tx_receipt (hash, block_hash, block_number, success, gas_used, gas_price)
-                 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO tx_receipt (hash, block_hash, block_number, success, gas_used, gas_price, l1_fee)
+                 VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             )
             .bind(outcome.hash.as_slice())
             .bind(outcome.block.hash.as_slice())
@@ -349,6 +353,7 @@ impl Store {
             .bind(outcome.success)
             .bind(outcome.gas_used as i64)
             .bind(outcome.gas_price.to_string())
+            .bind(outcome.l1_fee.to_string())
             .execute(&mut *tx)
             .await?;
             sqlx::query(

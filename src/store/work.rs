@@ -39,7 +39,9 @@ impl Store {
         for Choice { job, work, claim } in choices {
             let reserved = sqlx::query(
                 "INSERT INTO reservation (job, at) SELECT ?1, ?2 WHERE (SELECT count(*) FROM reservation) < ?3
-                 AND NOT EXISTS (SELECT 1 FROM work WHERE job = ?1 AND did = 'Chosen') ON CONFLICT DO NOTHING",
+                 AND NOT EXISTS (SELECT 1 FROM work WHERE job = ?1 AND did = 'Chosen'
+                     AND seq > (SELECT coalesce(max(seq), 0) FROM work WHERE job = ?1 AND did = 'Retried'))
+                 ON CONFLICT DO NOTHING",
             )
             .bind(job.0 as i64)
             .bind(clock().0 as i64)
@@ -207,14 +209,15 @@ impl Store {
     }
 }
 
-async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
+pub(super) async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
     let at = match work {
         Work::Chosen { at, .. }
         | Work::Inferred { at, .. }
         | Work::Proved { at, .. }
         | Work::Announced { at }
         | Work::ClaimFailed { at, .. }
-        | Work::Abandoned { at, .. } => *at,
+        | Work::Abandoned { at, .. }
+        | Work::Retried { at } => *at,
     };
     sqlx::query("INSERT INTO work (job, did, body, at) VALUES (?, ?, ?, ?)")
         .bind(job.0 as i64)

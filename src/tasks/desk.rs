@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::Instant;
 
-use super::{Live, sign_receipt};
+use super::{Guard, Live, sign_receipt};
 use crate::chain::{Chain, Signer};
 use crate::content::Content;
 use crate::engine::Engine;
@@ -36,6 +36,8 @@ pub struct Desk {
     pub content: Content,
     pub engines: Arc<Vec<Engine>>,
     pub policy: Policy,
+    /// Whether this host may claim now.
+    pub guard: Guard,
     pub live: Live,
     pub p2p: P2p,
     pub signer: Signer,
@@ -75,6 +77,8 @@ impl Desk {
     }
 
     fn quote(&self, model: ModelId, max_tokens: u32, token: Address, input_bytes: u64) -> Result<Response> {
+        // Why is the operator's business.
+        ensure!(self.guard.refusal().is_none(), "this host takes no jobs now");
         let served = *self.policy.models.get(&model).with_context(|| format!("model {model} is not served here"))?;
         ensure!((1..=served).contains(&max_tokens), "max_tokens is {max_tokens}, not between 1 and {served}");
         ensure!(input_bytes <= PROMPT_BYTES_MAX as u64, "a prompt of {input_bytes} bytes, at most {PROMPT_BYTES_MAX}");

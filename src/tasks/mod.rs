@@ -3,6 +3,7 @@
 //! Tasks know the edges and the market, never each other: they meet in the store. A pass takes no input, may be cut off
 //! anywhere and is run again. The only data that bypasses the store is streamed tokens ([`Live`]).
 
+pub mod breaker;
 pub mod desk;
 pub mod gossip;
 pub mod indexer;
@@ -15,7 +16,8 @@ pub mod sweep;
 pub mod worker;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::watch;
@@ -50,6 +52,8 @@ pub const INDEXER: &str = "indexer";
 const ATTEMPTS_MAX: u32 = 3;
 /// How long a lease lasts, in seconds: longer than any duty may take. A restart frees them all.
 const LEASE_SECONDS: u64 = 3600;
+/// Nothing is claimed on what the breaker saw longer ago.
+const GUARD_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// A token and the text it adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +94,38 @@ impl Live {
     /// Returns a receiver that is woken whenever a stream opens.
     fn openings(&self) -> watch::Receiver<()> {
         self.opened.subscribe()
+    }
+}
+
+/// Whether this host may claim now, for those who claim. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Guard(Arc<RwLock<Option<Look>>>);
+
+/// What was found, and when.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    refusal: Option<String>,
+}
+
+impl Guard {
+    /// Returns why nothing is to be claimed now, or `None` when it may be. Asks nobody.
+    pub fn refusal(&self) -> Option<String> {
+        match &*self.0.read().expect("no holder of this lock panics") {
+            None => Some("the breaker has not looked yet".into()),
+            Some(look) if look.at.elapsed() > GUARD_AGE_MAX => {
+                Some(format!("the breaker has not looked for {} s", look.at.elapsed().as_secs()))
+            }
+            Some(look) => look.refusal.clone(),
+        }
+    }
+
+    /// Notes what was found now. Returns whether it is another refusal, or none any more.
+    fn set(&self, refusal: Option<String>) -> bool {
+        let mut look = self.0.write().expect("no holder of this lock panics");
+        let changed = look.as_ref().is_none_or(|look| look.refusal.is_some() != refusal.is_some());
+        *look = Some(Look { at: Instant::now(), refusal });
+        changed
     }
 }
 
@@ -224,5 +260,17 @@ mod tests {
             let done = entries.iter().filter(|entry| matches!(entry, Entry::Work { .. })).count();
             assert_eq!(done, 1, "job {job}");
         }
+    }
+
+    #[test]
+    fn a_guard_that_has_not_looked_refuses() {
+        let guard = Guard::default();
+        assert!(guard.refusal().is_some_and(|refusal| refusal.contains("not looked")));
+        assert!(guard.set(None), "it may claim now");
+        assert_eq!(guard.clone().refusal(), None);
+        assert!(!guard.set(None), "nothing new");
+        assert!(guard.set(Some("paused".into())));
+        assert!(!guard.set(Some("paused: dinner".into())), "still none");
+        assert_eq!(guard.refusal().as_deref(), Some("paused: dinner"));
     }
 }

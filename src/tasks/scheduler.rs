@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{INDEXER, Pass, Task, abandon};
+use super::{Guard, INDEXER, Pass, Task, abandon};
 use crate::chain::Chain;
 use crate::content::Content;
 use crate::http::{Health, Kind, Metrics};
@@ -29,6 +29,8 @@ pub struct Scheduler {
     pub health: Health,
     pub metrics: Metrics,
     pub policy: Policy,
+    /// Whether this host may claim now.
+    pub guard: Guard,
     pub us: Address,
     /// Jobs that this node takes at once: those its engines compute, and those that wait for one.
     pub slots: u32,
@@ -39,7 +41,7 @@ pub struct Scheduler {
 impl Task for Scheduler {
     const NAME: &'static str = "scheduler";
 
-    /// Adopts, frees, gives up and chooses. Claims nothing while the indexer is not at the head of the chain.
+    /// Adopts, frees, gives up and chooses. Claims nothing while the indexer is not at the head of the chain, or the guard refuses.
     ///
     /// # Errors
     /// If the store or the endpoint fails. What was chosen stays chosen.
@@ -49,7 +51,7 @@ impl Task for Scheduler {
         let mut reserved = self.store.reservations().await?;
         self.keep_slots(&jobs, now, &mut reserved).await?;
         self.metrics.reservations.set(reserved.len() as i64);
-        if !self.health.is_well(INDEXER) {
+        if !self.health.is_well(INDEXER) || self.guard.refusal().is_some() {
             return Ok(Pass::Idle);
         }
         let open: Vec<&Arc<Job>> =

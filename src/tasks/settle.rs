@@ -7,9 +7,9 @@ use anyhow::Result;
 use tokio::sync::watch;
 
 use super::{Pass, Task};
-use crate::chain::{Chain, Pulse};
+use crate::chain::{Chain, Ended, Pulse};
 use crate::http::Metrics;
-use crate::market::types::{Address, B256, BlockRef, U256};
+use crate::market::types::{Address, B256, BlockRef};
 use crate::store::{OpenIntent, Store, TxOutcome};
 
 /// Fees and nonce are read again after this long, also where nothing of ours waits.
@@ -108,16 +108,9 @@ impl Settle {
 
 /// Returns what became of those of the transactions that are mined.
 async fn mined(chain: &Chain, hashes: &[B256]) -> Result<Vec<TxOutcome>> {
-    let receipts = chain.receipts_of(hashes).await?;
-    let outcome = |(hash, receipt): (&B256, Option<alloy::rpc::types::TransactionReceipt>)| {
-        let receipt = receipt?;
-        Some(TxOutcome {
-            hash: *hash,
-            block: BlockRef { number: receipt.block_number?, hash: receipt.block_hash? },
-            success: receipt.status(),
-            gas_used: receipt.gas_used,
-            gas_price: U256::from(receipt.effective_gas_price),
-        })
+    let outcome = |ended: Ended| {
+        let Ended { hash, block, success, gas_used, gas_price, l1_fee } = ended;
+        TxOutcome { hash, block, success, gas_used, gas_price, l1_fee }
     };
-    Ok(hashes.iter().zip(receipts).filter_map(outcome).collect())
+    Ok(chain.ended(hashes).await?.into_iter().map(outcome).collect())
 }

@@ -11,12 +11,12 @@ use anyhow::{Context, Result};
 use tokio::sync::watch;
 
 use super::settle::Beat;
-use super::{Pass, Task};
+use super::{Guard, Pass, Task};
 use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
 use crate::http::{Kind, Metrics};
 use crate::market::types::{B256, Bytes, JobId, U256};
-use crate::store::{Attempt, Intent, OpenIntent, Signed, Store, clock};
+use crate::store::{Attempt, Intent, OpenIntent, OrderKind, Signed, Store, TxOrder, clock};
 
 /// Unmined bytes are sent again after this long, in case no node kept them; after refusals later and later.
 const RESEND_AFTER: Duration = Duration::from_secs(3);
@@ -45,6 +45,8 @@ pub struct Submitter {
     signer: Signer,
     limits: Limits,
     beat: watch::Receiver<Beat>,
+    /// While it refuses, claims stay queued.
+    guard: Guard,
     /// The attempts that this process put on the wire. What an earlier one sent, and what a reorg gave back, goes out as
     /// it is before a higher fee is thought of.
     on_wire: HashMap<B256, OnWire>,
@@ -78,7 +80,9 @@ impl Task for Submitter {
         let mut signed = self.store.signed_intents(us).await?;
         let attempts: HashSet<B256> = signed.iter().flat_map(|it| it.attempts.iter().map(|it| it.hash)).collect();
         self.on_wire.retain(|hash, _| attempts.contains(hash));
-        let ready = self.store.ready_intents(us, self.limits.window.saturating_sub(signed.len())).await?;
+        let orders = self.take_orders(&signed).await?;
+        let (room, claims) = (self.limits.window.saturating_sub(signed.len()), self.guard.refusal().is_none());
+        let ready = self.store.ready_intents(us, room, claims).await?;
         if ready.is_empty() && signed.is_empty() {
             return Ok(Pass::Idle);
         }
@@ -87,11 +91,11 @@ impl Task for Submitter {
         let more = !fresh.is_empty();
         signed.extend(fresh);
         self.deliver(&signed).await?;
-        if more {
+        if more && orders.is_empty() {
             // What waits to be replaced has waited for long: what is new goes first.
             return Ok(Pass::Again);
         }
-        let mut replaced = self.replace(&signed, &pulse).await?;
+        let mut replaced = self.replace(&signed, &pulse, &orders).await?;
         replaced.extend(self.fill_gaps(&pulse).await?);
         self.deliver(&replaced).await?;
         Ok(Pass::Idle)
@@ -107,8 +111,28 @@ impl Submitter {
         signer: Signer,
         limits: Limits,
         beat: watch::Receiver<Beat>,
+        guard: Guard,
     ) -> Self {
-        Self { chain, store, metrics, signer, limits, beat, on_wire: HashMap::new(), gap_since: None }
+        Self { chain, store, metrics, signer, limits, beat, guard, on_wire: HashMap::new(), gap_since: None }
+    }
+
+    /// Takes what the operator asked for: what is queued is dropped and bytes are due again at once; what needs new bytes is returned.
+    async fn take_orders(&mut self, signed: &[OpenIntent]) -> Result<HashMap<i64, OrderKind>> {
+        let mut orders = HashMap::new();
+        for TxOrder { intent, what, .. } in self.store.tx_orders().await? {
+            match (what, signed.iter().find(|known| known.id == intent)) {
+                (OrderKind::Cancel, None) => self.store.drop_intent(intent, "the operator cancelled it").await?,
+                (OrderKind::Rebroadcast, Some(known)) => {
+                    known.attempts.iter().for_each(|attempt| _ = self.on_wire.remove(&attempt.hash));
+                }
+                (OrderKind::Bump | OrderKind::Cancel, Some(_)) => _ = orders.insert(intent, what),
+                // Settled meanwhile.
+                (_, None) => {}
+            }
+            tracing::info!(intent, order = what.name(), "took the operator's order");
+            self.store.taken_tx_order(intent, what).await?;
+        }
+        Ok(orders)
     }
 
     async fn pulse(&self) -> Result<Pulse> {
@@ -221,7 +245,12 @@ impl Submitter {
     }
 
     /// Signs new bytes for what does not get mined, oldest nonce first: higher fees, or nothing at all for a claim that is in vain.
-    async fn replace(&mut self, signed: &[OpenIntent], pulse: &Pulse) -> Result<Vec<OpenIntent>> {
+    async fn replace(
+        &mut self,
+        signed: &[OpenIntent],
+        pulse: &Pulse,
+        orders: &HashMap<i64, OrderKind>,
+    ) -> Result<Vec<OpenIntent>> {
         let in_vain = self.in_vain(signed).await?;
         let (mut replaced, mut bytes, mut oldest) = (Vec::new(), Vec::new(), true);
         for intent in signed {
@@ -233,10 +262,14 @@ impl Submitter {
                 continue;
             }
             let was_oldest = std::mem::replace(&mut oldest, false);
-            let Some(wire) = self.on_wire.get(&last.hash).filter(|wire| wire.refusals == 0) else { continue };
+            let order = orders.get(&intent.id);
+            let Some(wire) = self.on_wire.get(&last.hash).filter(|wire| wire.refusals == 0 || order.is_some()) else {
+                continue;
+            };
             let waited = wire.first.elapsed();
-            let cancels = last.cancels || (in_vain.contains(&intent.id) && waited >= RESEND_AFTER);
-            let late = was_oldest && waited >= self.limits.bump_after;
+            let in_vain = in_vain.contains(&intent.id) && waited >= RESEND_AFTER;
+            let cancels = last.cancels || in_vain || order == Some(&OrderKind::Cancel);
+            let late = (was_oldest && waited >= self.limits.bump_after) || order == Some(&OrderKind::Bump);
             let priced_out = (last.fee_cap < pulse.base_fee || wire.underpriced) && waited >= RESEND_AFTER;
             if !late && !priced_out && cancels == last.cancels {
                 continue;
@@ -248,6 +281,15 @@ impl Submitter {
             let fees = self.capped(wanted, intent, gas);
             // Under the ceiling no node would take it for a replacement.
             if fees.fee_cap < least.fee_cap || fees.tip_cap < least.tip_cap {
+                if let Some(order) = order {
+                    let (order, most) = (order.name(), fees.fee_cap);
+                    tracing::error!(
+                        intent = intent.id,
+                        order,
+                        most,
+                        "not done: it would cost more than the ceiling allows"
+                    );
+                }
                 continue;
             }
             let kind = &intent.kind;

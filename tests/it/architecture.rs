@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 /// The rooms by layer. A room uses those of lower layers only, and the top layer uses all.
 const LAYERS: [&[&str]; 4] = [
     &["market"],
-    &["chain", "store", "content", "engine", "prover", "p2p", "http"],
-    &["tasks", "renter", "audit", "export", "devnet"],
+    &["chain", "store", "content", "engine", "prover", "p2p", "http", "page"],
+    &["tasks", "renter", "audit", "books", "export", "devnet"],
     &["config", "node", "cli", "lib", "main"],
 ];
 
@@ -30,8 +30,8 @@ const OWNED: [(&str, &[&str]); 15] = [
     ("alloy::network", &["chain"]),
     ("alloy::consensus", &["chain"]),
     ("alloy::contract", &["chain"]),
-    // EZKL, a local chain, and the programs of the demonstration.
-    ("tokio::process", &["prover", "devnet", "cli"]),
+    // EZKL, a local chain, the operator's pager, and the programs of the demonstration.
+    ("tokio::process", &["prover", "devnet", "page", "cli"]),
 ];
 
 /// What has a side effect, a clock or chance, and is therefore not for `market`.

@@ -1,5 +1,6 @@
 //! Scenarios on real parts, each file named as a sentence. One binary: every further one would link everything again.
 
+mod a_breaker_opens_and_pages_the_operator;
 mod a_contract_is_not_what_it_was;
 mod a_final_block_is_never_taken_back;
 mod a_host_waits_for_the_depth_it_asks;
@@ -11,6 +12,7 @@ mod a_sweep_finds_what_no_log_told;
 mod an_endpoint_fails_and_another_takes_over;
 mod an_endpoint_that_hides_logs_is_found_out;
 mod an_export_is_checked_by_anyone;
+mod an_operator_pauses_drains_and_resumes;
 mod architecture;
 mod audit_finds_a_tampered_row;
 mod claim_lost_to_a_rival;

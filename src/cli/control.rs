@@ -1,0 +1,226 @@
+//! `fabstir pause`, `drain`, `resume`, `jobs retry` and `jobs abandon`: what an operator has a running node do, or leave.
+//!
+//! Each writes a row beside the node, which sees it at its next look; none needs the node to run, and none asks the chain.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::json;
+
+use super::history::{existing, open};
+use super::{Fault, Global, configuration, plain, print_json, say};
+use crate::chain::key;
+use crate::config::Config;
+use crate::market::job::{Job, Next, Outcome};
+use crate::market::types::{Address, JobId};
+use crate::store::{Hold, HoldKind, Store};
+
+/// Between two looks whether something is owed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, clap::Args)]
+pub struct PauseArguments {
+    /// Why, for those who ask for the status later.
+    #[arg(long, value_name = "TEXT", default_value = "by the operator")]
+    reason: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DrainArguments {
+    /// Why, for those who ask for the status later.
+    #[arg(long, value_name = "TEXT", default_value = "by the operator")]
+    reason: String,
+    /// Wait until nothing is owed: no job of ours is open, no transaction waits.
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum JobCommand {
+    /// Take up a job again that was given up or keeps failing: attempts start over.
+    Retry {
+        /// The job's number.
+        job: u64,
+    },
+    /// Give a job up: nothing more is done for it.
+    Abandon {
+        /// The job's number.
+        job: u64,
+        /// Why, for its history.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+/// Returns the account of the configured host.
+pub fn account(global: &Global, config: &Config) -> Result<Address> {
+    let missing = || Fault::Usage.of(anyhow!("{} has no [host] section", global.config.display()));
+    let host = config.host.as_ref().ok_or_else(missing)?;
+    Ok(key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?.address())
+}
+
+/// Runs `fabstir pause`.
+pub async fn pause(global: &Global, arguments: &PauseArguments) -> Result<()> {
+    let store = open(&configuration(global)?).await?;
+    hold(global, &store, HoldKind::Paused, &arguments.reason).await?;
+    store.close().await;
+    Ok(())
+}
+
+async fn hold(global: &Global, store: &Store, kind: HoldKind, reason: &str) -> Result<()> {
+    let new = store.hold(kind, reason).await?;
+    let holds = store.holds().await?;
+    if global.json {
+        return print_json(&json!({ "new": new, "holds": holds }));
+    }
+    let held = holds.iter().find(|hold| hold.kind == kind).context("it was just written")?;
+    if !new {
+        return say(format!("already {}: `fabstir resume` lifts it", plain(&held.to_string())));
+    }
+    say(format!("{}: no job is claimed until `fabstir resume`; what was claimed is finished", plain(&held.to_string())))
+}
+
+/// Runs `fabstir resume`.
+pub async fn resume(global: &Global) -> Result<()> {
+    let store = open(&configuration(global)?).await?;
+    if let Some(how) = store.finality().await?.and_then(|finality| finality.violated) {
+        let error = anyhow!("nothing is claimed or sent while the chain contradicts what it called final: {how}");
+        return Err(Fault::Finality.of(error));
+    }
+    let lifted = store.resume().await?;
+    store.close().await;
+    if global.json {
+        return print_json(&json!({ "lifted": lifted }));
+    }
+    match &lifted[..] {
+        [] => say("nothing was held; the breaker counts from here"),
+        lifted => lifted.iter().try_for_each(|hold| say(format!("lifted: {}", told(hold)))),
+    }
+}
+
+/// Returns a hold with its time, for people.
+pub fn told(hold: &Hold) -> String {
+    format!("{} (since {})", plain(&hold.to_string()), super::history::utc(hold.at))
+}
+
+/// Runs `fabstir drain`.
+pub async fn drain(global: &Global, arguments: &DrainArguments) -> Result<()> {
+    let config = configuration(global)?;
+    existing(&config)?;
+    let us = if arguments.wait { Some(account(global, &config)?) } else { None };
+    let store = open(&config).await?;
+    match us {
+        None => hold(global, &store, HoldKind::Draining, &arguments.reason).await?,
+        Some(us) => {
+            store.hold(HoldKind::Draining, &arguments.reason).await?;
+            wait(&store, &config, us).await?;
+            match global.json {
+                true => print_json(&json!({ "owed": 0 }))?,
+                false => say("nothing is owed: the node may be stopped")?,
+            }
+        }
+    }
+    store.close().await;
+    Ok(())
+}
+
+/// Waits until nothing is owed, and shows how much still is.
+async fn wait(store: &Store, config: &Config, us: Address) -> Result<()> {
+    let bar = super::run::progress("done of what is owed");
+    let mut most = 0;
+    loop {
+        let owed = owed(store, us).await?;
+        if owed == 0 {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        if !config.data_dir.join("node.json").exists() {
+            bail!(
+                "{owed} jobs and transactions are open, and no node runs that would finish them: start it, then drain"
+            );
+        }
+        most = most.max(owed);
+        bar.set_length(most);
+        bar.set_position(most - owed);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Returns how many jobs of ours are open, and transactions.
+async fn owed(store: &Store, us: Address) -> Result<u64> {
+    let now = store.time().await?;
+    let jobs = store.live_jobs().await?;
+    let open = jobs.iter().filter(|job| {
+        let hoped = job.host().is_none() && job.chosen;
+        (hoped || job.host() == Some(us)) && !matches!(job.next(us, now), Next::Done(_))
+    });
+    Ok(open.count() as u64 + store.open_intents(us).await?)
+}
+
+/// Runs `fabstir jobs retry` and `fabstir jobs abandon`.
+pub async fn job(global: &Global, command: &JobCommand) -> Result<()> {
+    let config = configuration(global)?;
+    existing(&config)?;
+    let us = account(global, &config)?;
+    let store = open(&config).await?;
+    let id = JobId(match command {
+        JobCommand::Retry { job } | JobCommand::Abandon { job, .. } => *job,
+    });
+    let missing = || Fault::Usage.of(anyhow!("job {id} is not in the database: `fabstir jobs` lists those that are"));
+    let job = store.job(id).await?.ok_or_else(missing)?;
+    let next = job.next(us, store.time().await?);
+    let state = describe(&job, next);
+    let done = match command {
+        JobCommand::Retry { .. } => {
+            let failing = store.failing(id).await?;
+            let failed = !failing.is_empty();
+            match next {
+                Next::Done(Outcome::Abandoned) => {}
+                Next::Do(_) | Next::Wait(_) if failed => {}
+                _ => return Err(Fault::Usage.of(anyhow!("job {id} is {state}: there is nothing to retry"))),
+            }
+            store.retry(id).await?;
+            for (duty, error) in &failing {
+                if !global.json {
+                    say(format!("{duty} had failed: {}", plain(error)))?;
+                }
+            }
+            "retried"
+        }
+        JobCommand::Abandon { reason, .. } => {
+            let too_late = matches!(job.state.name(), "completed" | "disputed");
+            if too_late || matches!(next, Next::Done(_)) {
+                return Err(Fault::Usage.of(anyhow!("job {id} is {state}: there is nothing to give up")));
+            }
+            store.abandon(id, reason).await?;
+            "abandoned"
+        }
+    };
+    store.close().await;
+    if global.json {
+        return print_json(&json!({ "job": id, "did": done, "was": state }));
+    }
+    say(format!("job {id} is {done}; it was {state}"))
+}
+
+/// Returns where a job is, and what it waits for, in words.
+fn describe(job: &Job, next: Next) -> String {
+    let name = job.state.name();
+    match next {
+        Next::Do(duty) => format!("{name}, to {}", duty.name()),
+        Next::Wait(what) => format!("{name}, waiting for {what}"),
+        Next::Done(Outcome::Abandoned) => match &job.abandoned {
+            Some(reason) => format!("{name}, given up ({})", plain(reason)),
+            None => format!("{name}, and cannot be opened from this database"),
+        },
+        Next::Done(outcome) => {
+            let how = match outcome {
+                Outcome::Settled => "paid",
+                Outcome::Refunded => "over, the renter has the money back",
+                Outcome::Lost => "another host's",
+                _ => "past its deadline",
+            };
+            format!("{name}, {how}")
+        }
+    }
+}

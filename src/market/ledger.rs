@@ -1,0 +1,449 @@
+//! What the account earned, what it paid for gas, how much of that was for nothing, and whether it adds up.
+//!
+//! Gas is wei, income is in the smallest unit of each job's token: the two are never added where the token is not ETH.
+
+use std::collections::BTreeMap;
+
+use alloy::primitives::I256;
+use serde::{Serialize, Serializer};
+
+use super::types::{Address, JobId, U256, UnixSeconds, decimal};
+
+/// What became of a transaction's gas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It did what it was sent for, and nothing came to nothing by it yet.
+    Useful,
+    /// A claim that was refused because somebody else had the job, or it was gone.
+    LostRace,
+    /// Refused for another reason.
+    Reverted,
+    /// It did what it was sent for, for a job whose money went back to its renter, or will: nobody completed it in time, or the
+    /// arbiter decided so.
+    Expired,
+    /// As that, for a job that this host gave back.
+    GivenUp,
+    /// It took the place of a transaction that was no longer wanted.
+    Cancelled,
+}
+
+impl Fate {
+    /// Returns the fate's name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fate::Useful => "useful",
+            Fate::LostRace => "lost race",
+            Fate::Reverted => "reverted",
+            Fate::Expired => "expired claim",
+            Fate::GivenUp => "given up",
+            Fate::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A transaction of ours that was mined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spent {
+    pub intent: i64,
+    pub job: Option<JobId>,
+    /// What it was to do, in one word.
+    pub kind: String,
+    pub nonce: u64,
+    pub block: u64,
+    pub success: bool,
+    /// What was mined is not what it was to do, but nothing in its place.
+    pub cancelled: bool,
+    /// All it cost: gas, and what a rollup takes for the chain below.
+    pub fee_wei: U256,
+}
+
+/// A job as the books need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub id: JobId,
+    pub model: String,
+    pub renter: Address,
+    /// Who has or had it on chain.
+    pub host: Option<Address>,
+    pub posted: bool,
+    pub refunded: bool,
+    /// Whether it was completed in time, so that its deadline matters no more.
+    pub completed: bool,
+    pub deadline: UnixSeconds,
+    pub token: Address,
+    pub payment: U256,
+    /// What its host was paid, and the fee, once the escrow paid out.
+    pub released: Option<(U256, U256)>,
+}
+
+/// Income in one token.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Income {
+    pub jobs: u64,
+    #[serde(serialize_with = "decimal")]
+    pub net: U256,
+    #[serde(serialize_with = "decimal")]
+    pub fee: U256,
+}
+
+/// How many transactions, and their gas.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Gas {
+    pub transactions: u64,
+    #[serde(serialize_with = "decimal")]
+    pub wei: U256,
+}
+
+impl Gas {
+    fn add(&mut self, wei: U256) {
+        self.transactions += 1;
+        self.wei = self.wei.saturating_add(wei);
+    }
+}
+
+/// One line of the books.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// By token; the zero address is ETH.
+    pub income: BTreeMap<Address, Income>,
+    pub gas: BTreeMap<Fate, Gas>,
+}
+
+impl Line {
+    /// Returns all that was paid for gas.
+    pub fn gas_wei(&self) -> U256 {
+        self.gas.values().fold(U256::ZERO, |sum, gas| sum.saturating_add(gas.wei))
+    }
+
+    /// Returns what of that was for nothing.
+    pub fn regret_wei(&self) -> U256 {
+        self.gas_wei() - self.gas.get(&Fate::Useful).map_or(U256::ZERO, |gas| gas.wei)
+    }
+
+    /// Returns income less gas in wei, of the jobs paid in ETH and the gas of all.
+    pub fn net_wei(&self) -> I256 {
+        let income = self.income.get(&Address::ZERO).map_or(U256::ZERO, |income| income.net);
+        I256::from_raw(income.wrapping_sub(self.gas_wei()))
+    }
+}
+
+/// By what the lines of a [`Ledger`] are grouped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Model,
+    Renter,
+    Job,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    pub total: Line,
+    pub groups: BTreeMap<String, Line>,
+    /// By kind of transaction.
+    pub kinds: BTreeMap<String, BTreeMap<Fate, Gas>>,
+}
+
+impl Ledger {
+    /// The group of transactions that concern no one job.
+    pub const NO_JOB: &str = "-";
+
+    /// Enters everything once. `now` is the time of the newest block known.
+    pub fn of(us: Address, now: UnixSeconds, jobs: &[Account], spent: &[Spent], by: By) -> Self {
+        let known: BTreeMap<JobId, &Account> = jobs.iter().map(|job| (job.id, job)).collect();
+        let group = |job: Option<&Account>| match (job, by) {
+            (None, _) => Ledger::NO_JOB.to_owned(),
+            (Some(job), By::Model) => job.model.clone(),
+            (Some(job), By::Renter) => job.renter.to_string(),
+            // Numbers in order.
+            (Some(job), By::Job) => format!("{:>20}", job.id),
+        };
+        let mut ledger = Ledger::default();
+        for job in jobs.iter().filter(|job| job.host == Some(us)) {
+            let Some((net, fee)) = job.released else { continue };
+            for line in [&mut ledger.total, ledger.groups.entry(group(Some(job))).or_default()] {
+                let income = line.income.entry(job.token).or_default();
+                income.jobs += 1;
+                income.net = income.net.saturating_add(net);
+                income.fee = income.fee.saturating_add(fee);
+            }
+        }
+        for tx in spent {
+            let job = tx.job.and_then(|id| known.get(&id).copied());
+            let fate = fate(us, now, tx, job);
+            ledger.total.gas.entry(fate).or_default().add(tx.fee_wei);
+            ledger.groups.entry(group(job)).or_default().gas.entry(fate).or_default().add(tx.fee_wei);
+            ledger.kinds.entry(tx.kind.clone()).or_default().entry(fate).or_default().add(tx.fee_wei);
+        }
+        ledger
+    }
+}
+
+/// Returns what became of a mined transaction's gas. `job` is the one it concerns, if any.
+pub fn fate(us: Address, now: UnixSeconds, tx: &Spent, job: Option<&Account>) -> Fate {
+    let ours = job.is_some_and(|job| job.host == Some(us));
+    match job {
+        _ if tx.cancelled => Fate::Cancelled,
+        Some(job) if !tx.success && tx.kind == "claim" && !job.posted && !ours => Fate::LostRace,
+        _ if !tx.success => Fate::Reverted,
+        None => Fate::Useful,
+        Some(job) if ours && (job.refunded || (!job.completed && now >= job.deadline)) => Fate::Expired,
+        Some(_) if ours => Fate::Useful,
+        Some(_) => Fate::GivenUp,
+    }
+}
+
+/// Returns of each settled job, whose money the escrow paid out, where net and fee are not the payment.
+pub fn mismatched(jobs: &[Account]) -> Vec<String> {
+    let wrong = |job: &&Account| job.released.is_some_and(|(net, fee)| net.checked_add(fee) != Some(job.payment));
+    let told = |job: &Account| {
+        let (net, fee) = job.released.unwrap_or_default();
+        format!("job {}: the escrow paid {net} and a fee of {fee}, the payment was {}", job.id, job.payment)
+    };
+    jobs.iter().filter(wrong).map(told).collect()
+}
+
+/// Why the account's ETH became more or less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// A job was paid to us.
+    Income,
+    /// A job that we had posted was refunded.
+    Refund,
+    /// Gas of the node's transactions.
+    Gas,
+    /// Gas of transactions of the account that the node's file does not have: of commands, or of another wallet.
+    OtherGas,
+    /// ETH that such a transaction sent along.
+    Sent,
+}
+
+impl Why {
+    fn adds(self) -> bool {
+        matches!(self, Why::Income | Why::Refund)
+    }
+}
+
+/// ETH that came or went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Movement {
+    pub block: u64,
+    pub why: Why,
+    pub wei: U256,
+}
+
+/// The account's ETH from the end of one block to the end of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reconciled {
+    pub from: u64,
+    pub to: u64,
+    #[serde(serialize_with = "decimal")]
+    pub opening: U256,
+    #[serde(serialize_with = "decimals")]
+    pub moved: BTreeMap<Why, U256>,
+    #[serde(serialize_with = "decimal")]
+    pub closing: U256,
+    /// What it has more than all known movements explain; less, where it is negative.
+    #[serde(serialize_with = "signed")]
+    pub unexplained: I256,
+}
+
+impl Reconciled {
+    /// Adds the movements in blocks `from + 1..=to` to what the account had at the end of `from`, and compares with `closing`.
+    pub fn of(from: u64, to: u64, opening: U256, movements: &[Movement], closing: U256) -> Self {
+        let mut moved: BTreeMap<Why, U256> = BTreeMap::new();
+        // Modulo 2^256, as balances are far below: the difference comes out signed.
+        let mut expected = opening;
+        for movement in movements.iter().filter(|movement| (from + 1..=to).contains(&movement.block)) {
+            let sum = moved.entry(movement.why).or_default();
+            *sum = sum.saturating_add(movement.wei);
+            expected = match movement.why.adds() {
+                true => expected.wrapping_add(movement.wei),
+                false => expected.wrapping_sub(movement.wei),
+            };
+        }
+        let unexplained = I256::from_raw(closing.wrapping_sub(expected));
+        Self { from, to, opening, moved, closing, unexplained }
+    }
+}
+
+fn signed<S: Serializer>(amount: &I256, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(amount)
+}
+
+fn decimals<S: Serializer>(moved: &BTreeMap<Why, U256>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(moved.iter().map(|(why, wei)| (why, wei.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const US: Address = Address::repeat_byte(0xaa);
+    const RIVAL: Address = Address::repeat_byte(0xbb);
+    const NOW: UnixSeconds = UnixSeconds(1000);
+
+    fn wei(amount: u64) -> U256 {
+        U256::from(amount)
+    }
+
+    fn account(id: u64, host: Option<Address>) -> Account {
+        Account {
+            id: JobId(id),
+            model: format!("model {}", id % 2),
+            renter: Address::repeat_byte(id as u8),
+            host,
+            posted: host.is_none(),
+            refunded: false,
+            completed: false,
+            deadline: UnixSeconds(2000),
+            token: Address::ZERO,
+            payment: wei(100),
+            released: None,
+        }
+    }
+
+    fn settled(id: u64, host: Address) -> Account {
+        Account { completed: true, released: Some((wei(97), wei(3))), ..account(id, Some(host)) }
+    }
+
+    fn tx(job: u64, kind: &str, success: bool, fee: u64) -> Spent {
+        Spent {
+            intent: 1,
+            job: Some(JobId(job)),
+            kind: kind.into(),
+            nonce: 0,
+            block: 5,
+            success,
+            cancelled: false,
+            fee_wei: wei(fee),
+        }
+    }
+
+    #[test]
+    fn each_fate_is_told_from_the_others() {
+        let of = |tx: &Spent, job: &Account| fate(US, NOW, tx, Some(job));
+        let (claim, refused) = (tx(1, "claim", true, 1), tx(1, "claim", false, 1));
+        assert_eq!(of(&claim, &settled(1, US)), Fate::Useful);
+        assert_eq!(of(&claim, &account(1, Some(US))), Fate::Useful, "nothing came to nothing yet");
+        assert_eq!(of(&refused, &account(1, Some(RIVAL))), Fate::LostRace);
+        let cancelled_by_renter = Account { posted: false, refunded: true, ..account(1, None) };
+        assert_eq!(of(&refused, &cancelled_by_renter), Fate::LostRace, "it was gone");
+        assert_eq!(of(&refused, &account(1, None)), Fate::Reverted, "nobody has it: the market refused");
+        assert_eq!(of(&tx(1, "commit", false, 1), &account(1, Some(US))), Fate::Reverted);
+        assert_eq!(of(&claim, &Account { deadline: NOW, ..account(1, Some(US)) }), Fate::Expired);
+        assert_eq!(of(&claim, &Account { deadline: NOW, ..settled(1, US) }), Fate::Useful);
+        assert_eq!(of(&claim, &Account { refunded: true, ..account(1, Some(US)) }), Fate::Expired);
+        assert_eq!(of(&claim, &account(1, Some(RIVAL))), Fate::GivenUp);
+        assert_eq!(of(&Spent { cancelled: true, ..claim.clone() }, &settled(1, US)), Fate::Cancelled);
+        assert_eq!(fate(US, NOW, &Spent { job: None, ..claim }, None), Fate::Useful);
+    }
+
+    #[test]
+    fn income_and_regret_are_told_by_model() {
+        let jobs =
+            [settled(1, US), settled(2, RIVAL), settled(3, US), Account { refunded: true, ..account(4, Some(US)) }];
+        let spent =
+            [tx(1, "claim", true, 10), tx(2, "claim", false, 4), tx(4, "claim", true, 7), tx(9, "claim", true, 1)];
+        let ledger = Ledger::of(US, NOW, &jobs, &spent, By::Model);
+        assert_eq!(ledger.total.income[&Address::ZERO], Income { jobs: 2, net: wei(194), fee: wei(6) });
+        assert_eq!((ledger.total.gas_wei(), ledger.total.regret_wei()), (wei(22), wei(11)));
+        assert_eq!(ledger.total.net_wei(), I256::try_from(172).expect("small"));
+        let even = &ledger.groups["model 0"];
+        assert_eq!((even.net_wei(), even.income.len()), (I256::try_from(-11).expect("small"), 0));
+        assert_eq!(even.gas[&Fate::LostRace], Gas { transactions: 1, wei: wei(4) });
+        assert_eq!(ledger.groups[Ledger::NO_JOB].gas_wei(), wei(1));
+        assert_eq!(ledger.kinds["claim"].len(), 3);
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_told_to_the_wei() {
+        let move_of = |block, why, amount| Movement { block, why, wei: wei(amount) };
+        let movements = [
+            move_of(5, Why::Gas, 1_000_000),
+            move_of(6, Why::Income, 97),
+            move_of(6, Why::Gas, 30),
+            move_of(7, Why::Sent, 5),
+            move_of(8, Why::Refund, 11),
+            move_of(9, Why::Income, 1_000_000),
+        ];
+        let of = |closing| Reconciled::of(5, 8, wei(1000), &movements, wei(closing));
+        assert_eq!(of(1073).unexplained, I256::ZERO, "what was before or comes after is not counted");
+        assert_eq!(of(1072).unexplained, I256::MINUS_ONE);
+        assert_eq!(of(1080).unexplained, I256::try_from(7).expect("small"));
+        assert_eq!(of(1080).moved[&Why::Gas], wei(30));
+        let json = serde_json::to_value(of(1072)).expect("JSON");
+        assert_eq!((&json["unexplained"], &json["moved"]["gas"]), (&"-1".into(), &"30".into()));
+    }
+
+    #[test]
+    fn a_job_whose_payment_is_not_net_and_fee_is_found() {
+        let wrong = Account { released: Some((wei(97), wei(4))), ..settled(2, US) };
+        assert_eq!(
+            mismatched(&[settled(1, US), wrong, account(3, None)]),
+            ["job 2: the escrow paid 97 and a fee of 4, the payment was 100"]
+        );
+    }
+
+    fn jobs() -> impl Strategy<Value = Vec<Account>> {
+        let job = (0..4u8, any::<bool>(), any::<bool>(), 0..2000u64, 0..2u8, any::<u32>());
+        prop::collection::vec(job, 0..12).prop_map(|jobs| {
+            let account =
+                |(id, (host, refunded, paid, deadline, token, net)): (usize, (u8, bool, bool, u64, u8, u32))| Account {
+                    refunded,
+                    deadline: UnixSeconds(deadline),
+                    token: Address::repeat_byte(token),
+                    released: if paid { Some((wei(net.into()), wei(1))) } else { None },
+                    ..account(id as u64, [None, Some(US), Some(RIVAL), Some(US)][usize::from(host)])
+                };
+            jobs.into_iter().enumerate().map(account).collect()
+        })
+    }
+
+    fn spent() -> impl Strategy<Value = Vec<Spent>> {
+        let kind = prop::sample::select(vec!["claim", "commit", "complete", "release"]);
+        let one = (0..16u64, kind, any::<bool>(), any::<bool>(), any::<u32>());
+        let one = one
+            .prop_map(|(job, kind, success, cancelled, fee)| Spent { cancelled, ..tx(job, kind, success, fee.into()) });
+        prop::collection::vec(one, 0..24)
+    }
+
+    proptest! {
+        #[test]
+        fn every_wei_is_in_the_total_in_one_group_and_under_one_kind(jobs in jobs(), spent in spent()) {
+            let paid = spent.iter().fold(U256::ZERO, |sum, tx| sum + tx.fee_wei);
+            for by in [By::Model, By::Renter, By::Job] {
+                let ledger = Ledger::of(US, NOW, &jobs, &spent, by);
+                prop_assert_eq!(ledger.total.gas_wei(), paid);
+                let grouped = ledger.groups.values().fold(U256::ZERO, |sum, line| sum + line.gas_wei());
+                prop_assert_eq!(grouped, paid);
+                let kinds = ledger.kinds.values().flat_map(|fates| fates.values());
+                prop_assert_eq!(kinds.fold(U256::ZERO, |sum, gas| sum + gas.wei), paid);
+                for (token, income) in &ledger.total.income {
+                    let of_groups = ledger.groups.values().filter_map(|line| line.income.get(token));
+                    prop_assert_eq!(of_groups.fold(U256::ZERO, |sum, of| sum + of.net), income.net);
+                }
+            }
+        }
+
+        #[test]
+        fn a_wei_more_is_a_wei_unexplained(opening in any::<u64>(), moved in prop::collection::vec((0..5usize, 0..20u64, any::<u32>()), 0..20)) {
+            let whys = [Why::Income, Why::Refund, Why::Gas, Why::OtherGas, Why::Sent];
+            let opening = U256::from(opening) << 64;
+            let movements: Vec<Movement> = moved.iter().map(|(why, block, amount)| Movement { block: *block, why: whys[*why], wei: wei((*amount).into()) }).collect();
+            let closing = movements.iter().filter(|it| (4..=15).contains(&it.block)).fold(opening, |sum, it| {
+                if it.why.adds() { sum + it.wei } else { sum - it.wei }
+            });
+            prop_assert_eq!(Reconciled::of(3, 15, opening, &movements, closing).unexplained, I256::ZERO);
+            prop_assert_eq!(Reconciled::of(3, 15, opening, &movements, closing + wei(1)).unexplained, I256::ONE);
+            // A day split in two is the same day.
+            let half = Reconciled::of(3, 9, opening, &movements, closing);
+            let rest = Reconciled::of(9, 15, closing, &movements, closing);
+            prop_assert_eq!(half.unexplained + rest.unexplained, I256::ZERO);
+        }
+    }
+}

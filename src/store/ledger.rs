@@ -1,0 +1,99 @@
+//! What the account's books are made of: its mined transactions, its jobs, and what the escrow paid it.
+
+use anyhow::Result;
+use sqlx::Row;
+
+use super::{SqliteRow, Store, amount, raw_log};
+use crate::market::event::Event;
+use crate::market::job::{Job, State};
+use crate::market::ledger::{Account, Movement, Spent, Why};
+use crate::market::types::{Address, JobId, U256};
+
+/// Jobs folded at once.
+const JOBS_PER_STEP: usize = 500;
+
+impl Store {
+    /// Returns the transactions of `us` that were mined, by nonce.
+    pub async fn spent(&self, us: Address) -> Result<Vec<Spent>> {
+        let rows = sqlx::query(
+            "SELECT i.id, i.job, i.kind, i.nonce, r.block_number, r.success, i.state, r.gas_used, r.gas_price, r.l1_fee
+             FROM tx_receipt r JOIN tx_attempt a ON a.hash = r.hash JOIN tx_intent i ON i.id = a.intent
+             WHERE i.signer = ? ORDER BY i.nonce",
+        )
+        .bind(us.as_slice())
+        .fetch_all(&self.readers)
+        .await?;
+        let spent = |row: &SqliteRow| {
+            let gas = U256::from(row.get::<i64, _>(7) as u64).saturating_mul(amount(row, 8)?);
+            Ok(Spent {
+                intent: row.get(0),
+                job: row.get::<Option<i64>, _>(1).map(|job| JobId(job as u64)),
+                kind: row.get(2),
+                nonce: row.get::<i64, _>(3) as u64,
+                block: row.get::<i64, _>(4) as u64,
+                success: row.get(5),
+                cancelled: row.get::<&str, _>(6) == "cancelled",
+                fee_wei: gas.saturating_add(amount(row, 9)?),
+            })
+        };
+        rows.iter().map(spent).collect()
+    }
+
+    /// Returns the jobs that `us` has or had on chain, and those that a transaction of `us` concerns.
+    pub async fn accounts(&self, us: Address) -> Result<Vec<Account>> {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "SELECT id FROM job WHERE host = ?1
+             UNION SELECT job FROM tx_intent JOIN job ON job.id = tx_intent.job WHERE signer = ?1 ORDER BY 1",
+        )
+        .bind(us.as_slice())
+        .fetch_all(&self.readers)
+        .await?;
+        let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
+        let mut accounts = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(JOBS_PER_STEP) {
+            let jobs = self.fold(&mut *self.readers.acquire().await?, ids).await?;
+            accounts.extend(jobs.iter().map(account));
+        }
+        Ok(accounts)
+    }
+
+    /// Returns the ETH that the escrow paid `us`, for jobs it did and for jobs it had posted, in chain order.
+    pub async fn escrow_movements(&self, us: Address) -> Result<Vec<Movement>> {
+        let rows = sqlx::query(
+            "SELECT number, hash, log_index, tx_hash, address, topics, data FROM log JOIN block ON block.seq = log.block
+             WHERE canonical = 1 AND kind IN ('PaymentReleased', 'PaymentRefunded')
+                 AND log.job IN (SELECT id FROM job WHERE (host = ?1 OR renter = ?1) AND token = zeroblob(20))
+             ORDER BY number, log_index",
+        )
+        .bind(us.as_slice())
+        .fetch_all(&self.readers)
+        .await?;
+        let mut movements = Vec::new();
+        for row in &rows {
+            let log = raw_log(row)?;
+            let (why, wei) = match (self.decode)(&log) {
+                Ok(Event::PaymentReleased { host, amount, .. }) if host == us => (Why::Income, amount),
+                Ok(Event::PaymentRefunded { renter, amount, .. }) if renter == us => (Why::Refund, amount),
+                _ => continue,
+            };
+            movements.push(Movement { block: log.block.number, why, wei });
+        }
+        Ok(movements)
+    }
+}
+
+fn account(job: &Job) -> Account {
+    Account {
+        id: job.id,
+        model: job.terms.model.clone(),
+        renter: job.terms.renter,
+        host: job.host(),
+        posted: job.state == State::Posted,
+        refunded: matches!(job.state, State::Refunded { .. }),
+        completed: matches!(job.state, State::Completed { .. } | State::Disputed { .. } | State::Released { .. }),
+        deadline: job.terms.deadline,
+        token: job.terms.token,
+        payment: job.terms.payment,
+        released: job.escrow_released,
+    }
+}
