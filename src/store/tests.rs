@@ -70,6 +70,7 @@ fn terms(job: JobId) -> Terms {
         min_gpu_memory: 0,
         min_reputation: 0,
         reserved_for: None,
+        region: None,
     }
 }
 

@@ -188,6 +188,7 @@ mod tests {
             min_gpu_memory: 0,
             min_reputation: 0,
             reserved_for: None,
+            region: None,
         };
         Ok(if log.data[0] == 0 { Event::JobTerms { job, terms } } else { Event::JobClaimed { job, host: US } })
     }
