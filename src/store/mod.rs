@@ -9,6 +9,7 @@ mod doubt;
 mod follow;
 mod history;
 mod journal;
+mod past;
 mod projection;
 mod snapshot;
 mod sql;

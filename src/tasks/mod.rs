@@ -9,8 +9,12 @@ pub mod indexer;
 pub mod prove;
 pub mod scheduler;
 pub mod submitter;
+pub mod survey;
 pub mod sweep;
 pub mod worker;
+
+/// What decisions know beforehand: one task keeps it fresh, another decides.
+pub use survey::Survey;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

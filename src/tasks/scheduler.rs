@@ -6,12 +6,12 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 
-use super::{INDEXER, Pass, Task};
+use super::{INDEXER, Pass, Survey, Task};
 use crate::chain::Chain;
 use crate::content::Content;
-use crate::http::{Health, Kind, Metrics};
+use crate::http::{Declined, Health, Kind, Metrics, Skipped};
 use crate::market::job::{Duty, Job, Next, State, Work};
-use crate::market::policy::{Circumstances, Policy};
+use crate::market::policy::Policy;
 use crate::market::types::{Address, Cid, JobId, UnixSeconds};
 use crate::store::{Intent, IntentState, Store};
 
@@ -23,9 +23,11 @@ pub struct Scheduler {
     pub health: Health,
     pub metrics: Metrics,
     pub policy: Policy,
+    pub survey: Survey,
     pub us: Address,
     /// Engine slots of this node.
     pub slots: u32,
+    pub skipped: Declined,
     /// The rule that last refused each live job.
     pub declined: HashMap<JobId, &'static str>,
 }
@@ -95,30 +97,22 @@ impl Scheduler {
     }
 
     async fn consider(&mut self, job: &Job, now: UnixSeconds) -> Result<()> {
-        let taken = self.store.reservations().await?.len() as u32;
         let input: Option<Cid> = job.terms.input.parse().ok();
-        let mut at = Circumstances {
-            now,
-            escrowed: job.terms.payment,
-            fee_bps: self.policy.fee_bps,
-            standing: None,
-            input_held: input.is_some_and(|cid| self.content.has(&cid)),
-            grounds: [self.store.ground(job.posted.number).await?, self.store.ground(job.rests_on.number).await?],
-            slots_free: self.slots.saturating_sub(taken),
-        };
-        let mut verdict = self.policy.judge(job, &at);
-        if verdict.claims() {
-            // The rules that cost calls are asked last.
-            let (escrowed, standing) = tokio::try_join!(self.chain.escrowed(job.id), self.chain.standing(self.us))?;
-            (at.escrowed, at.fee_bps, at.standing) = (escrowed.amount, escrowed.fee_bps, Some(standing));
-            verdict = self.policy.judge(job, &at);
+        let held = input.is_some_and(|cid| self.content.has(&cid));
+        let grounds = [self.store.ground(job.posted.number).await?, self.store.ground(job.rests_on.number).await?];
+        let at = self.survey.circumstances(now, held, grounds, self.store.load(&job.terms.model, now).await?);
+        let refused = self.policy.decide(job, &at).err();
+        // The same refusal is met again in every pass; it counts and is told once.
+        if refused.is_some() && self.declined.get(&job.id).copied() == refused {
+            return Ok(());
         }
+        let verdict = self.policy.judge(job, &at);
         if let Some(refusal) = verdict.refusal() {
-            // The same refusal is met again in every pass; it counts and is logged once.
-            if self.declined.insert(job.id, refusal.rule) != Some(refusal.rule) {
-                self.metrics.jobs_declined.get_or_create(&Kind::of(refusal.rule)).inc();
-                tracing::info!(job = %job.id, rule = refusal.rule, detail = refusal.detail, "declined job");
-            }
+            let (rule, detail) = (refusal.rule, refusal.detail.clone());
+            self.declined.insert(job.id, rule);
+            self.metrics.jobs_declined.get_or_create(&Kind::of(rule)).inc();
+            tracing::info!(job = %job.id, rule, detail, "declined job");
+            self.skipped.note(Skipped { job: job.id, rule, detail, at: now });
             return Ok(());
         }
         let call = self.chain.contracts().claim(job.id);

@@ -1,0 +1,105 @@
+//! What decisions need to know of the contracts and of our own past, read beforehand: deciding on a job asks nobody.
+//!
+//! Never decides and writes nothing. A [`Survey`] only ever says what was so some seconds ago, and how many.
+
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::{Pass, Task};
+use crate::chain::Chain;
+use crate::http::Health;
+use crate::market::gate::Ground;
+use crate::market::policy::{Circumstances, Load, Outlook};
+use crate::market::types::{Address, BlockRef, UnixSeconds};
+use crate::store::Store;
+
+/// The name under which the surveyor reports its health.
+pub const PART: &str = "survey";
+
+/// Claims that are remembered as won or lost.
+const RACES: u32 = 200;
+/// Between two looks at most, though no block came.
+const AGE_MAX: Duration = Duration::from_secs(5);
+/// Between two looks at least, though blocks come.
+const AGE_MIN: Duration = Duration::from_millis(500);
+
+/// What was read last. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Survey(Arc<RwLock<Option<Known>>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    at: Instant,
+    outlook: Outlook,
+}
+
+impl Survey {
+    /// Returns what was read last and how long ago, or `None` before the first time. Reads memory only.
+    pub fn outlook(&self) -> Option<Outlook> {
+        let known = *self.0.read().expect("no holder of this lock panics");
+        known.map(|known| Outlook { age_seconds: known.at.elapsed().as_secs(), ..known.outlook })
+    }
+
+    /// Returns what the rules look at: what was read last beside what the caller has from the store. Reads memory only.
+    pub fn circumstances(&self, now: UnixSeconds, input_held: bool, grounds: [Ground; 2], load: Load) -> Circumstances {
+        Circumstances { now, input_held, grounds, load, outlook: self.outlook() }
+    }
+
+    fn set(&self, outlook: Outlook, at: Instant) {
+        *self.0.write().expect("no holder of this lock panics") = Some(Known { at, outlook });
+    }
+}
+
+/// The task that keeps a [`Survey`] fresh.
+pub struct Surveyor {
+    chain: Chain,
+    store: Store,
+    health: Health,
+    survey: Survey,
+    us: Address,
+    /// The newest block at the last look, and when that was.
+    last: Option<(Option<BlockRef>, Instant)>,
+}
+
+impl Surveyor {
+    /// Returns the task, which has not looked yet.
+    pub fn new(chain: Chain, store: Store, health: Health, survey: Survey, us: Address) -> Self {
+        Self { chain, store, health, survey, us, last: None }
+    }
+}
+
+impl Task for Surveyor {
+    const NAME: &'static str = "survey";
+
+    /// Looks again at each new block, and every few seconds without one.
+    ///
+    /// # Errors
+    /// If the store or the endpoint fails: what was known before grows old.
+    async fn pass(&mut self) -> Result<Pass> {
+        let head = self.store.cursor().await?;
+        let due =
+            self.last.is_none_or(|(seen, at)| at.elapsed() >= AGE_MAX || (seen != head && at.elapsed() >= AGE_MIN));
+        if due {
+            // From before the first question: what is told is at least as new.
+            let at = Instant::now();
+            let outlook = look(&self.chain, &self.store, self.us).await?;
+            self.survey.set(outlook, at);
+            self.last = Some((head, at));
+        }
+        self.health.well(PART);
+        Ok(Pass::Idle)
+    }
+}
+
+/// Asks the contracts, the endpoint and the store for all that decisions need to know.
+///
+/// # Errors
+/// If one of them fails.
+pub async fn look(chain: &Chain, store: &Store, us: Address) -> Result<Outlook> {
+    let (standing, fee_bps, job_stake, fees) =
+        tokio::try_join!(chain.standing(us), chain.fee_bps(), chain.job_stake(), chain.gas_price())?;
+    let races = store.races(us, RACES).await?;
+    Ok(Outlook { standing, fee_bps, job_stake, gas_price: fees, age_seconds: 0, races })
+}
