@@ -11,6 +11,7 @@ use super::*;
 use crate::market::coverage::{Coverage, Proof, push};
 use crate::market::event::{Commitment, Header, Level, Range, Terms};
 use crate::market::job::{Duty, Fact, Next, Work};
+use crate::market::policy::{Load, Races};
 use crate::market::receipt::{Receipt, SignedReceipt};
 use crate::market::types::{Bytes, Cid};
 
@@ -37,6 +38,8 @@ const RELEASED: u8 = 6;
 const REFUNDED: u8 = 7;
 const NOTED: u8 = 8;
 const KINDS: u8 = 9;
+/// Told of few jobs: not one of the kinds that histories are made of.
+const LOCKED: u8 = 10;
 const NONSENSE: u8 = 0xff;
 
 fn read(log: &RawLog) -> Result<Event> {
@@ -50,6 +53,7 @@ fn read(log: &RawLog) -> Result<Event> {
         DUE => Event::ReleaseDue { job, at: UnixSeconds(0) },
         RELEASED => Event::PaymentReleased { job, host: US, amount: U256::from(97) },
         REFUNDED => Event::PaymentRefunded { job, renter: Address::ZERO, amount: U256::from(100) },
+        LOCKED => Event::EscrowCreated { job, amount: U256::MAX, token: Address::ZERO },
         NOTED => Event::Noted { name: "JobPosted", job: Some(job) },
         other => bail!("no event {other}"),
     })
@@ -1127,4 +1131,93 @@ proptest! {
             assert_eq!(projection(&store).await, never_saw_others(&canonical).await);
         });
     }
+}
+
+#[tokio::test]
+async fn what_the_escrow_took_is_folded_and_falls_away_with_its_block() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[LOCKED, 1], [TERMS, 1], [TERMS, 2]], &[[LOCKED, 2]]]);
+    extend(&store, &blocks).await.unwrap();
+    let escrowed = async |job| store.job(JobId(job)).await.unwrap().unwrap().escrowed;
+    assert_eq!(escrowed(1).await, Some((Address::ZERO, U256::MAX)), "the escrow may speak first");
+    assert_eq!(escrowed(2).await, Some((Address::ZERO, U256::MAX)));
+    store.rewind(blocks[0].0.block.number).await.unwrap();
+    assert_eq!((escrowed(1).await.is_some(), escrowed(2).await), (true, None));
+}
+
+#[tokio::test]
+async fn the_load_is_what_was_chosen_and_not_freed() {
+    let (_file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], &[[CLAIMED, 1]]])).await.unwrap();
+    let model = terms(JobId(1)).model;
+    let load = async |model: &str, now| store.load(model, UnixSeconds(now)).await.unwrap();
+    assert_eq!(load(&model, 1).await, Load::default());
+    for job in 1..=3u8 {
+        let key = format!("claim:{job}");
+        assert!(store.choose(JobId(job.into()), &chosen(), 9, &intent(&key, job.into())).await.unwrap());
+    }
+    // Chosen in second 1: within an hour until second 3601.
+    let all = Load { slots_taken: 3, queued_tokens: 24, pending_claims: 2, chosen_last_hour: 3 };
+    assert_eq!(load(&model, 3600).await, all);
+    assert_eq!(load(&model, 3601).await, Load { chosen_last_hour: 0, ..all });
+    assert_eq!(load("other", 1).await, Load { slots_taken: 0, queued_tokens: 0, ..all });
+    let (at, output, transcript) = (UnixSeconds(2), Cid::of(b"o"), Cid::of(b"t"));
+    store.record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
+    store.free(JobId(2)).await.unwrap();
+    let left = Load { slots_taken: 2, queued_tokens: 8, pending_claims: 1, chosen_last_hour: 3 };
+    assert_eq!(load(&model, 1).await, left);
+}
+
+#[tokio::test]
+async fn races_are_won_by_what_was_mined_and_lost_to_others() {
+    let (_file, store) = fresh().await;
+    let says: Vec<Says> = (1..=6).map(|job| [TERMS, job]).collect();
+    let mut blocks = chain(None, 0, &[&says, &[[CLAIMED, 1], [CLAIMED_BY_RIVAL, 2], [CLAIMED_BY_RIVAL, 3]]]);
+    extend(&store, &blocks).await.unwrap();
+    let mined_in = blocks.pop().expect("two blocks").0.block;
+    for job in 1..=6u8 {
+        store.queue(&intent(&format!("claim:{job}"), job.into())).await.unwrap();
+    }
+    let races = async |claims| store.races(US, claims).await.unwrap();
+    assert_eq!(races(100).await, Races::default(), "none is decided");
+    let open = store.open_intents(US).await.unwrap();
+    for (place, success) in [(0, true), (1, false)] {
+        let attempt = attempt(place as u8 + 1);
+        store.sign(open[place].id, place as u64, 100, &attempt).await.unwrap();
+        let gas_price = U256::from(10 * (place + 1));
+        let outcome = TxOutcome { hash: attempt.hash, block: mined_in, success, gas_used: 1, gas_price };
+        assert!(store.settle(open[place].id, &outcome).await.unwrap());
+    }
+    // Dropped since a rival has the job, and since nobody wants it any more; two are still open.
+    store.drop_intent(open[2].id, "claimed").await.unwrap();
+    store.drop_intent(open[3].id, "expired").await.unwrap();
+    assert_eq!(races(100).await, Races { won: 1, lost: 2 });
+    assert_eq!(races(2).await, Races { won: 0, lost: 1 }, "the newest two of those that ended");
+    assert_eq!(store.races(RIVAL, 100).await.unwrap(), Races::default());
+    assert_eq!(store.gas_price_paid().await.unwrap(), Some(U256::from(15)));
+}
+
+#[tokio::test]
+async fn the_past_is_told_by_block_with_who_ever_claimed() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(
+        None,
+        0,
+        &[&[[TERMS, 1], [TERMS, 2]], &[[CLAIMED_BY_RIVAL, 1], [TERMS, 3]], &[[REFUNDED, 1], [REFUNDED, 2]]],
+    );
+    extend(&store, &blocks).await.unwrap();
+    let first = blocks[0].0.block.number;
+    let told = async |from, to| {
+        let past = store.past_jobs(from, to).await.unwrap();
+        past.iter()
+            .map(|past| (past.job.id.0, past.posted_at.0, past.claimed, past.job.state.name()))
+            .collect::<Vec<_>>()
+    };
+    let (one, two) = ((1, first * 10, true, "refunded"), (2, first * 10, false, "refunded"));
+    let three = (3, first * 10 + 10, false, "posted");
+    assert_eq!(told(0, u64::MAX).await, [one, two, three]);
+    assert_eq!(told(first, first).await, [one, two]);
+    assert_eq!(told(first + 1, first + 1).await, [three]);
+    assert_eq!(told(first + 2, u64::MAX).await, []);
+    assert_eq!(store.gas_price_paid().await.unwrap(), None);
 }

@@ -36,6 +36,15 @@ pub struct PastJob {
     pub claimed: bool,
 }
 
+impl PastJob {
+    /// Returns the fee that the escrow took of it, in hundredths of a percent, once it was paid.
+    pub fn fee_bps(&self) -> Option<u16> {
+        let (net, fee) = self.job.escrow_released?;
+        let whole = net.checked_add(fee).filter(|whole| !whole.is_zero())?;
+        u16::try_from(fee.saturating_mul(U256::from(10_000)).div_ceil(whole)).ok()
+    }
+}
+
 /// What a replay takes from elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Given {
@@ -123,7 +132,7 @@ pub fn replay(policy: &Policy, jobs: &[PastJob], given: &Given) -> Tally {
         // As it was when it was posted.
         let job = Job { given_up_by: Vec::new(), ..past.job.clone() };
         let model = job.terms.model.parse().ok();
-        let at = circumstances(policy, &job, past.posted_at, load(model, &busy, &chosen), given);
+        let at = circumstances(policy, past, load(model, &busy, &chosen), given);
         if let Err(rule) = policy.decide(&job, &at) {
             *tally.declined.entry(rule).or_default() += 1;
             continue;
@@ -205,7 +214,7 @@ fn load(model: Option<ModelId>, busy: &[Busy], chosen: &VecDeque<u64>) -> Load {
     Load { slots_taken, queued_tokens, pending_claims: 0, chosen_last_hour: chosen.len() as u32 }
 }
 
-fn circumstances(policy: &Policy, job: &Job, now: UnixSeconds, load: Load, given: &Given) -> Circumstances {
+fn circumstances(policy: &Policy, past: &PastJob, load: Load, given: &Given) -> Circumstances {
     let standing = Standing {
         stake: U256::MAX,
         open_jobs: 0,
@@ -214,16 +223,11 @@ fn circumstances(policy: &Policy, job: &Job, now: UnixSeconds, load: Load, given
         breaker_level: 0,
         controller: policy.host,
     };
-    let (Given { races, gas_price, fee_bps, .. }, number) = (*given, job.posted.number);
+    let (Given { races, gas_price, .. }, number) = (*given, past.job.posted.number);
+    let fee_bps = past.fee_bps().unwrap_or(given.fee_bps);
     let ground = Ground { number, level: Level::Complete, head: u64::MAX - 1, safe: number, last_final: number };
-    // The fee that was taken of this job, where it is known.
-    let own = job.escrow_released.and_then(|(net, fee)| {
-        let whole = net.checked_add(fee).filter(|whole| !whole.is_zero())?;
-        u16::try_from(fee.saturating_mul(U256::from(10_000)).div_ceil(whole)).ok()
-    });
-    let outlook =
-        Outlook { standing, fee_bps: own.unwrap_or(fee_bps), job_stake: JOB_STAKE, gas_price, age_seconds: 0, races };
-    Circumstances { now, input_held: true, grounds: [ground; 2], load, outlook: Some(outlook) }
+    let outlook = Outlook { standing, fee_bps, job_stake: JOB_STAKE, gas_price, age_seconds: 0, races };
+    Circumstances { now: past.posted_at, input_held: true, grounds: [ground; 2], load, outlook: Some(outlook) }
 }
 
 /// What a claim puts at risk. Source: `JOB_STAKE` in `contracts/src/NodeRegistry.sol`, 10 FAB.
