@@ -17,7 +17,7 @@ use crate::content::Content;
 use crate::engine::{self, Engine, Request};
 use crate::market::job::{Job, Work};
 use crate::market::policy::backtest::{self, ASSUMED, Given, PastJob, Tally};
-use crate::market::policy::{Calibration, Circumstances, Decode, Measured, Policy, Verdict};
+use crate::market::policy::{Calibration, Decode, Measured, Policy, Verdict};
 use crate::market::types::{Address, Cid, JobId, U256};
 use crate::node;
 use crate::store::{Entry, Store, clock};
@@ -81,20 +81,14 @@ pub async fn explain(global: &Global, arguments: &ExplainArguments) -> Result<()
     let policy = policy_of(&config, host, us, outlook.map_or(0, |outlook| outlook.fee_bps))?;
     let input: Option<Cid> = job.terms.input.parse().ok();
     let content = Content::open(&config.content())?;
-    let now = store.time().await?;
-    let at = Circumstances {
-        now,
-        input_held: input.is_some_and(|input| content.has(&input)),
-        grounds: [store.ground(job.posted.number).await?, store.ground(job.rests_on.number).await?],
-        load: store.load(&job.terms.model, now).await?,
-        outlook,
-    };
+    let held = input.is_some_and(|input| content.has(&input));
+    let at = survey::circumstances(&store, us, &job, held, outlook).await?;
     let verdict = policy.judge(&job, &at);
     let then = reasons_then(&store, id).await?;
     if global.json {
         return print_json(&json!({
             "job": id, "state": job.state.name(), "host": job.host(), "doubt": job.doubt, "us": us,
-            "block": at.grounds[0].head, "time": now, "claims": verdict.claims(),
+            "block": at.grounds[0].head, "time": at.now, "claims": verdict.claims(),
             "refusal": verdict.refusal().map(|finding| finding.rule), "rules": verdict.findings,
             "endpoint": unasked, "chosen_then": then,
         }));

@@ -31,26 +31,48 @@ impl Store {
         Ok(Races { won: won as u32, lost: lost as u32 })
     }
 
-    /// Returns what this node has taken on, at block time `now`; slots and tokens of the model of that text.
-    pub async fn load(&self, model: &str, now: UnixSeconds) -> Result<Load> {
-        let (slots, tokens, pending, chosen): (i64, i64, i64, i64) = sqlx::query_as(
+    /// Returns what `host`, this node's, has taken on, at block time `now`; slots and tokens of the model of that text.
+    pub async fn load(&self, host: Address, model: &str, now: UnixSeconds) -> Result<Load> {
+        let (slots, tokens, held, pending, chosen): (i64, i64, i64, i64, i64) = sqlx::query_as(
             "SELECT (SELECT count(*) FROM reservation JOIN job ON job.id = reservation.job WHERE model = ?1),
                     (SELECT coalesce(sum(max_tokens), 0) FROM reservation JOIN job ON job.id = reservation.job
                      WHERE model = ?1 AND NOT EXISTS
                          (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')),
+                    (SELECT count(*) FROM job WHERE host = ?3
+                     AND state IN ('claimed', 'committed', 'completed', 'disputed')),
                     (SELECT count(*) FROM reservation JOIN job ON job.id = reservation.job WHERE state = 'posted'),
                     (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)",
         )
         .bind(model)
         .bind((now.0.min(i64::MAX as u64) as i64) - HOUR)
+        .bind(host.as_slice())
         .fetch_one(&self.readers)
         .await?;
         Ok(Load {
             slots_taken: slots as u32,
             queued_tokens: tokens as u64,
+            held: held as u32,
             pending_claims: pending as u32,
             chosen_last_hour: chosen as u32,
         })
+    }
+
+    /// Returns the newest block after `block` in which the contracts told of what they keep of `host`, or of what holds for all
+    /// hosts: what was read of it before may be otherwise now.
+    pub async fn changed_since(&self, host: Address, block: u64) -> Result<Option<u64>> {
+        let newest: Option<i64> = sqlx::query_scalar(
+            "SELECT max(number) FROM block JOIN log ON log.block = block.seq
+             WHERE canonical = 1 AND number > ?1 AND job IS NULL AND (
+                 kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
+                 OR kind IN ('NodeRegistered', 'NodeUnregistered', 'StakeAdded', 'NodeSlashed', 'StakeMoved',
+                             'UnbondingStarted', 'UnbondingCancelled', 'ReputationUpdated')
+                 AND substr(topics, 33, 32) = ?2)",
+        )
+        .bind(i64::try_from(block).unwrap_or(i64::MAX))
+        .bind(host.into_word().to_vec())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(newest.map(|number| number as u64))
     }
 
     /// Returns the mean price of gas that our transactions paid, in wei, of the newest 200; `None` before the first.

@@ -40,6 +40,8 @@ const NOTED: u8 = 8;
 const KINDS: u8 = 9;
 /// Told of few jobs: not one of the kinds that histories are made of.
 const LOCKED: u8 = 10;
+const FEE: u8 = 11;
+const RANKED: u8 = 12;
 const NONSENSE: u8 = 0xff;
 
 fn read(log: &RawLog) -> Result<Event> {
@@ -54,6 +56,8 @@ fn read(log: &RawLog) -> Result<Event> {
         RELEASED => Event::PaymentReleased { job, host: US, amount: U256::from(97) },
         REFUNDED => Event::PaymentRefunded { job, renter: Address::ZERO, amount: U256::from(100) },
         LOCKED => Event::EscrowCreated { job, amount: U256::MAX, token: Address::ZERO },
+        FEE => Event::Noted { name: "FeeChanged", job: None },
+        RANKED => Event::ReputationUpdated { host: US, score: 1 },
         NOTED => Event::Noted { name: "JobPosted", job: Some(job) },
         other => bail!("no event {other}"),
     })
@@ -1150,21 +1154,21 @@ async fn the_load_is_what_was_chosen_and_not_freed() {
     let (_file, store) = fresh().await;
     extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], &[[CLAIMED, 1]]])).await.unwrap();
     let model = terms(JobId(1)).model;
-    let load = async |model: &str, now| store.load(model, UnixSeconds(now)).await.unwrap();
-    assert_eq!(load(&model, 1).await, Load::default());
+    let load = async |model: &str, now| store.load(US, model, UnixSeconds(now)).await.unwrap();
+    assert_eq!(load(&model, 1).await, Load { held: 1, ..Load::default() });
     for job in 1..=3u8 {
         let key = format!("claim:{job}");
         assert!(store.choose(JobId(job.into()), &chosen(), 9, &intent(&key, job.into())).await.unwrap());
     }
     // Chosen in second 1: within an hour until second 3601.
-    let all = Load { slots_taken: 3, queued_tokens: 24, pending_claims: 2, chosen_last_hour: 3 };
+    let all = Load { slots_taken: 3, queued_tokens: 24, held: 1, pending_claims: 2, chosen_last_hour: 3 };
     assert_eq!(load(&model, 3600).await, all);
     assert_eq!(load(&model, 3601).await, Load { chosen_last_hour: 0, ..all });
     assert_eq!(load("other", 1).await, Load { slots_taken: 0, queued_tokens: 0, ..all });
     let (at, output, transcript) = (UnixSeconds(2), Cid::of(b"o"), Cid::of(b"t"));
     store.record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
     store.free(JobId(2)).await.unwrap();
-    let left = Load { slots_taken: 2, queued_tokens: 8, pending_claims: 1, chosen_last_hour: 3 };
+    let left = Load { slots_taken: 2, queued_tokens: 8, held: 1, pending_claims: 1, chosen_last_hour: 3 };
     assert_eq!(load(&model, 1).await, left);
 }
 
@@ -1220,4 +1224,22 @@ async fn the_past_is_told_by_block_with_who_ever_claimed() {
     assert_eq!(told(first + 1, first + 1).await, [three]);
     assert_eq!(told(first + 2, u64::MAX).await, []);
     assert_eq!(store.gas_price_paid().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_change_of_what_holds_for_a_host_is_told_until_it_was_looked_at() {
+    let (_file, store) = fresh().await;
+    let mut blocks = chain(None, 0, &[&[[TERMS, 1]], &[[FEE, 0]], &[[TERMS, 2]], &[[RANKED, 0]]]);
+    // The host's address in the first indexed word, as the registry and the reputation system log it.
+    blocks[3].1[0].topics.push(US.into_word());
+    extend(&store, &blocks).await.unwrap();
+    let first = blocks[0].0.block.number;
+    let changed = async |host, since| store.changed_since(host, since).await.unwrap();
+    assert_eq!(changed(US, first).await, Some(first + 3));
+    assert_eq!(changed(US, first + 3).await, None);
+    assert_eq!(changed(RIVAL, first).await, Some(first + 1), "of others only what holds for all");
+    assert_eq!(changed(RIVAL, first + 1).await, None);
+    assert_eq!(changed(US, u64::MAX).await, None);
+    store.rewind(first + 2).await.unwrap();
+    assert_eq!(changed(US, first).await, Some(first + 1));
 }

@@ -99,8 +99,7 @@ impl Scheduler {
     async fn consider(&mut self, job: &Job, now: UnixSeconds) -> Result<()> {
         let input: Option<Cid> = job.terms.input.parse().ok();
         let held = input.is_some_and(|cid| self.content.has(&cid));
-        let grounds = [self.store.ground(job.posted.number).await?, self.store.ground(job.rests_on.number).await?];
-        let at = self.survey.circumstances(now, held, grounds, self.store.load(&job.terms.model, now).await?);
+        let at = self.survey.circumstances(&self.store, self.us, job, held).await?;
         let refused = self.policy.decide(job, &at).err();
         // The same refusal is met again in every pass; it counts and is told once.
         if refused.is_some() && self.declined.get(&job.id).copied() == refused {

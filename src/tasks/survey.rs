@@ -10,9 +10,9 @@ use anyhow::Result;
 use super::{Pass, Task};
 use crate::chain::Chain;
 use crate::http::Health;
-use crate::market::gate::Ground;
-use crate::market::policy::{Circumstances, Load, Outlook};
-use crate::market::types::{Address, BlockRef, UnixSeconds};
+use crate::market::job::Job;
+use crate::market::policy::{Circumstances, Outlook};
+use crate::market::types::{Address, BlockRef};
 use crate::store::Store;
 
 /// The name under which the surveyor reports its health.
@@ -42,9 +42,18 @@ impl Survey {
         known.map(|known| Outlook { age_seconds: known.at.elapsed().as_secs(), ..known.outlook })
     }
 
-    /// Returns what the rules look at: what was read last beside what the caller has from the store. Reads memory only.
-    pub fn circumstances(&self, now: UnixSeconds, input_held: bool, grounds: [Ground; 2], load: Load) -> Circumstances {
-        Circumstances { now, input_held, grounds, load, outlook: self.outlook() }
+    /// Returns what the rules look at when `us` decides on `job`; see [`circumstances`]. Asks no endpoint.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn circumstances(
+        &self,
+        store: &Store,
+        us: Address,
+        job: &Job,
+        input_held: bool,
+    ) -> Result<Circumstances> {
+        circumstances(store, us, job, input_held, self.outlook()).await
     }
 
     fn set(&self, outlook: Outlook, at: Instant) {
@@ -93,13 +102,37 @@ impl Task for Surveyor {
     }
 }
 
+/// Returns what the rules look at when `us` decides on `job`: what the database has now, beside an outlook.
+///
+/// # Errors
+/// If the store fails.
+pub async fn circumstances(
+    store: &Store,
+    us: Address,
+    job: &Job,
+    input_held: bool,
+    outlook: Option<Outlook>,
+) -> Result<Circumstances> {
+    let now = store.time().await?;
+    let grounds = [store.ground(job.posted.number).await?, store.ground(job.rests_on.number).await?];
+    let load = store.load(us, &job.terms.model, now).await?;
+    let changed = match outlook {
+        Some(Outlook { block, .. }) => store.changed_since(us, block).await?,
+        None => None,
+    };
+    Ok(Circumstances { now, input_held, grounds, load, changed, outlook })
+}
+
 /// Asks the contracts, the endpoint and the store for all that decisions need to know.
 ///
 /// # Errors
 /// If one of them fails.
 pub async fn look(chain: &Chain, store: &Store, us: Address) -> Result<Outlook> {
-    let (standing, fee_bps, job_stake, fees) =
+    // One endpoint, and its head first: what it tells after that is of that block or a later one.
+    let chain = chain.steady();
+    let block = chain.head().await?.block.number;
+    let (standing, fee_bps, job_stake, gas_price) =
         tokio::try_join!(chain.standing(us), chain.fee_bps(), chain.job_stake(), chain.gas_price())?;
     let races = store.races(us, RACES).await?;
-    Ok(Outlook { standing, fee_bps, job_stake, gas_price: fees, age_seconds: 0, races })
+    Ok(Outlook { standing, fee_bps, job_stake, gas_price, age_seconds: 0, block, races })
 }

@@ -211,7 +211,7 @@ fn load(model: Option<ModelId>, busy: &[Busy], chosen: &VecDeque<u64>) -> Load {
     let of_model = busy.iter().filter(|busy| Some(busy.model) == model);
     let (slots_taken, queued_tokens) =
         of_model.fold((0, 0u64), |(slots, tokens), busy| (slots + 1, tokens.saturating_add(busy.tokens)));
-    Load { slots_taken, queued_tokens, pending_claims: 0, chosen_last_hour: chosen.len() as u32 }
+    Load { slots_taken, queued_tokens, held: 0, pending_claims: 0, chosen_last_hour: chosen.len() as u32 }
 }
 
 fn circumstances(policy: &Policy, past: &PastJob, load: Load, given: &Given) -> Circumstances {
@@ -226,8 +226,15 @@ fn circumstances(policy: &Policy, past: &PastJob, load: Load, given: &Given) -> 
     let (Given { races, gas_price, .. }, number) = (*given, past.job.posted.number);
     let fee_bps = past.fee_bps().unwrap_or(given.fee_bps);
     let ground = Ground { number, level: Level::Complete, head: u64::MAX - 1, safe: number, last_final: number };
-    let outlook = Outlook { standing, fee_bps, job_stake: JOB_STAKE, gas_price, age_seconds: 0, races };
-    Circumstances { now: past.posted_at, input_held: true, grounds: [ground; 2], load, outlook: Some(outlook) }
+    let outlook = Outlook { standing, fee_bps, job_stake: JOB_STAKE, gas_price, age_seconds: 0, block: number, races };
+    Circumstances {
+        now: past.posted_at,
+        input_held: true,
+        grounds: [ground; 2],
+        load,
+        changed: None,
+        outlook: Some(outlook),
+    }
 }
 
 /// What a claim puts at risk. Source: `JOB_STAKE` in `contracts/src/NodeRegistry.sol`, 10 FAB.

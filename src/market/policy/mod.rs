@@ -120,6 +120,8 @@ pub struct Circumstances {
     /// The block that posted it, and the newest it rests on: another one where a host gave it up.
     pub grounds: [Ground; 2],
     pub load: Load,
+    /// The newest block after the outlook's in which the contracts told of something that the outlook holds.
+    pub changed: Option<u64>,
     /// `None` before the contracts were first asked: the rules that need it refuse.
     pub outlook: Option<Outlook>,
 }
@@ -131,6 +133,8 @@ pub struct Load {
     pub slots_taken: u32,
     /// Output tokens that these may still ask of it.
     pub queued_tokens: u64,
+    /// Jobs of any model that are ours on chain and have not ended there.
+    pub held: u32,
     /// Jobs of any model that we chose and that are not claimed yet.
     pub pending_claims: u32,
     /// Jobs of any model that we chose within an hour.
@@ -149,6 +153,8 @@ pub struct Outlook {
     pub gas_price: U256,
     /// Since the contracts were asked.
     pub age_seconds: u64,
+    /// The newest block then.
+    pub block: u64,
     pub races: Races,
 }
 

@@ -20,10 +20,10 @@ pub const RULES: [(&str, Rule); 24] = [
     ("price", price),
     ("proof", proof),
     ("vram", vram),
+    ("block", block),
     ("escrow", escrow),
     ("input", input),
     ("context", context),
-    ("block", block),
     ("capacity", capacity),
     ("deadline", deadline),
     ("fresh", fresh),
@@ -269,13 +269,17 @@ fn deadline(case: &Case<'_>, say: &mut Say) -> bool {
 fn fresh(case: &Case<'_>, say: &mut Say) -> bool {
     let Some(outlook) = case.outlook(say) else { return false };
     let (age, most) = (outlook.age_seconds, case.policy.limits.survey_age_max_seconds);
-    say.it(format_args!("the contracts were asked {age} s ago, at most {most} s"));
-    age <= most
+    match case.at.changed {
+        None => say.it(format_args!("the contracts were asked {age} s ago, at most {most} s")),
+        Some(block) => say.it(format_args!("block {block} changed what was asked as of block {}", outlook.block)),
+    }
+    age <= most && case.at.changed.is_none()
 }
 
 fn stake(case: &Case<'_>, say: &mut Say) -> bool {
     let Some(Outlook { standing, job_stake, .. }) = case.outlook(say) else { return false };
-    let open = u64::from(standing.open_jobs) + u64::from(case.at.load.pending_claims);
+    let load = &case.at.load;
+    let open = u64::from(standing.open_jobs.max(load.held)) + u64::from(load.pending_claims);
     let needed = job_stake.saturating_mul(U256::from(open) + U256::from(1));
     let (stake, active) = (standing.stake, standing.active);
     say.it(format_args!("{stake} at stake, {needed} needed with {open} open jobs, active {active}"));

@@ -90,6 +90,7 @@ const KNOWN: Outlook = Outlook {
     job_stake: U256::from_limbs([10, 0, 0, 0]),
     gas_price: U256::ONE,
     age_seconds: 60,
+    block: 5,
     races: Races { won: 1, lost: 19 },
 };
 const PROVEN: Ground = Ground { number: 1, level: Level::Complete, head: 1, safe: 0, last_final: 0 };
@@ -97,7 +98,8 @@ const FINE: Circumstances = Circumstances {
     now: UnixSeconds(1000),
     input_held: true,
     grounds: [PROVEN; 2],
-    load: Load { slots_taken: 1, queued_tokens: 64, pending_claims: 0, chosen_last_hour: 3 },
+    load: Load { slots_taken: 1, queued_tokens: 64, held: 0, pending_claims: 0, chosen_last_hour: 3 },
+    changed: None,
     outlook: Some(KNOWN),
 };
 
@@ -177,9 +179,12 @@ fn each_rule_of_the_circumstances_refuses_what_it_guards() {
     let knows = |outlook| Circumstances { outlook, ..FINE };
     assert_eq!(refused(knows(None)), "fresh");
     assert_eq!(refused(knows(Some(Outlook { age_seconds: 61, ..KNOWN }))), "fresh");
+    assert_eq!(refused(Circumstances { changed: Some(6), ..FINE }), "fresh");
     assert_eq!(refused(knows(Some(Outlook { fee_bps: 6100, ..KNOWN }))), "price");
     let stands = |standing| knows(Some(Outlook { standing, ..KNOWN }));
     assert_eq!(refused(stands(Standing { open_jobs: 100, ..SOUND })), "stake");
+    assert_eq!(refused(Circumstances { load: Load { held: 99, ..FINE.load }, ..FINE }), "none");
+    assert_eq!(refused(Circumstances { load: Load { held: 100, ..FINE.load }, ..FINE }), "stake");
     assert_eq!(refused(Circumstances { load: Load { pending_claims: 1, ..FINE.load }, ..FINE }), "stake");
     assert_eq!(refused(stands(Standing { active: false, ..SOUND })), "stake");
     assert_eq!(refused(stands(Standing { breaker_level: 2, ..SOUND })), "breaker");
