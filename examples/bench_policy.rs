@@ -103,7 +103,7 @@ fn circumstances() -> Circumstances {
 fn job(which: u8) -> Result<Job> {
     let id = JobId(u64::from(which) + 1);
     let (token, payment) =
-        if which % 2 == 0 { (USD, 100_000_000_u64) } else { (Address::ZERO, 1_000_000_000_000_000_000) };
+        if which.is_multiple_of(2) { (USD, 100_000_000_u64) } else { (Address::ZERO, 1_000_000_000_000_000_000) };
     let terms = Terms {
         renter: Address::repeat_byte(which % RENTERS),
         model: ModelId([which % MODELS; 32]).to_string(),

@@ -41,7 +41,7 @@
 //! # What holds
 //!
 //! - Only a canonical `JobClaimed` makes a job ours, and it always does, whatever our bookkeeping believed.
-//! - From a job's log to its claim nobody is asked anything: what a rule needs is read beforehand, and too old knowledge claims nothing.
+//! - Who decides on a job asks nobody: what a rule needs is read beforehand, and knowledge that is too old claims nothing.
 //! - No inference before the claim is canonical; no transaction mentions what is not on disk.
 //! - Which logs a block has is proven by its hash, or it is marked as an endpoint's word and no money is risked on it.
 //! - What the contracts keep is compared with what the logs told ([`tasks::sweep`]); a job of which they say otherwise is let alone.

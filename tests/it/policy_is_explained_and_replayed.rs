@@ -29,14 +29,16 @@ async fn each_rule_is_explained_and_another_policy_replayed() -> Result<()> {
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fabstir"));
         let file = path("host.toml");
-        command.args([&["-c", &file, "--json"], arguments].concat()).current_dir(root());
+        command.args([&["-c", &file], arguments].concat()).current_dir(root());
         let output = command.env("FABSTIR_PYTHON", python()).output().context("run fabstir")?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "{arguments:?}: {said}");
-        Ok::<Value, anyhow::Error>(serde_json::from_slice(&output.stdout)?)
+        Ok::<String, anyhow::Error>(String::from_utf8(output.stdout)?)
     };
+    let json =
+        |arguments: &[&str]| -> Result<Value> { Ok(serde_json::from_str(&run(&[&["--json"], arguments].concat())?)?) };
 
-    let explained = run(&["explain", "1"])?;
+    let explained = json(&["explain", "1"])?;
     let refused = |explained: &Value| -> Vec<String> {
         let rules = explained["rules"].as_array().cloned().unwrap_or_default();
         let no = rules.iter().filter(|rule| rule["passed"] == false);
@@ -45,19 +47,26 @@ async fn each_rule_is_explained_and_another_policy_replayed() -> Result<()> {
     assert_eq!(refused(&explained), ["price"], "{explained:#}");
     assert_eq!((&explained["claims"], &explained["refusal"]), (&false.into(), &"price".into()));
 
+    let told = run(&["explain", "1"])?;
+    assert!(told.contains("NO  price") && told.ends_with("it would not be claimed: price\n"), "{told}");
+
     std::fs::write(path("new.toml"), "price_per_1k = { eth = \"100\" }\n")?;
-    let replayed = run(&["backtest", "--policy", &path("new.toml"), "--gas-price", "3"])?;
+    let replayed = json(&["backtest", "--policy", &path("new.toml"), "--gas-price", "3"])?;
     assert_eq!(replayed["today"]["tally"]["declined"]["price"], 1, "{replayed:#}");
     let new = &replayed["new"]["tally"];
     assert_eq!((&new["judged"], &new["taken"], &new["open"]), (&1.into(), &1.into(), &1.into()));
 
-    let measured = run(&["bench", "model"])?;
+    let told = run(&["backtest", "--policy", &path("new.toml"), "--from", "1", "--to", "99999"])?;
+    assert!(told.contains("profit, ETH") && told.contains("declined: price") && told.contains("--gas-price"), "{told}");
+    eprintln!("{told}");
+
+    let measured = json(&["bench", "model"])?;
     let model = &measured["models"][0];
     assert_eq!((&model["model"], &model["slots"]), (&world.model.to_string().into(), &2.into()));
     for figure in [&model["prefill_tokens_per_second"], &model["decode"][1]["tokens_per_second"]] {
         assert!(figure.as_f64() > Some(0.0), "{measured:#}");
     }
-    let explained = run(&["explain", "1"])?;
+    let explained = json(&["explain", "1"])?;
     let rules = explained["rules"].as_array().context("rules")?;
     let deadline = rules.iter().find(|rule| rule["rule"] == "deadline").context("a rule")?;
     assert!(deadline["detail"].as_str().is_some_and(|detail| detail.contains("as measured")), "{deadline}");

@@ -142,14 +142,14 @@ pub fn replay(policy: &Policy, jobs: &[PastJob], given: &Given) -> Tally {
         let until = now.saturating_add(policy.seconds_for(served, prompt_tokens, job.terms.max_tokens));
         busy.push(Busy { model, tokens: job.terms.max_tokens.into(), until });
         chosen.push_back(now);
-        tally.take(policy, past, served, given);
+        tally.take(policy, past, (model, served), given);
     }
     tally
 }
 
 impl Tally {
     /// Books a job that the policy takes.
-    fn take(&mut self, policy: &Policy, past: &PastJob, served: &Served, given: &Given) {
+    fn take(&mut self, policy: &Policy, past: &PastJob, (model, served): (ModelId, &Served), given: &Given) {
         self.taken += 1;
         let (job, terms) = (&past.job, &past.job.terms);
         let overdue = given.now >= terms.deadline;
@@ -180,7 +180,7 @@ impl Tally {
         let spent = share(wei(gas.won(terms.requires_proof)), chance).saturating_add(share(wei(gas.lost_claim), rest));
         self.gas_wei = self.gas_wei.saturating_add(spent);
         let tokens = tokens(job).unwrap_or(terms.max_tokens);
-        let compute = policy.compute_cost(&terms.model, served, prompt_tokens(policy, job), tokens);
+        let compute = policy.compute_cost(model, served, prompt_tokens(policy, job), tokens);
         self.compute_wei = self.compute_wei.saturating_add(share(compute, chance));
         if !earns {
             return;

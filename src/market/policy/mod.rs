@@ -289,7 +289,7 @@ impl Policy {
 
     /// Returns what a job costs to compute, in wei: its share of the machine's hours where the model was calibrated and an hour has a
     /// price, else by the model's rate.
-    fn compute_cost(&self, model: &str, served: &Served, prompt_tokens: u64, tokens: u32) -> U256 {
+    fn compute_cost(&self, model: ModelId, served: &Served, prompt_tokens: u64, tokens: u32) -> U256 {
         let limits = &self.limits;
         match served.speed {
             Some(speed) if !limits.machine_hour_wei.is_zero() => {
@@ -298,7 +298,7 @@ impl Policy {
                 limits.machine_hour_wei.saturating_mul(U256::from(thousandths)).div_ceil(U256::from(3_600_000))
             }
             _ => {
-                let rate = model.parse().ok().and_then(|model| limits.compute_per_1k_wei.get(&model).copied());
+                let rate = limits.compute_per_1k_wei.get(&model).copied();
                 rate.unwrap_or_default().saturating_mul(U256::from(tokens)).div_ceil(U256::from(1000))
             }
         }

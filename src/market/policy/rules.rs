@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::super::types::{Cid, U256};
+use super::super::types::{Cid, ModelId, U256};
 use super::{Circumstances, Outlook, Policy, Served, net_of_fee};
 use crate::market::job::Job;
 
@@ -73,25 +73,25 @@ pub struct Case<'a> {
     /// At most so many tokens of prompt, and of prompt and output together.
     prompt_tokens: u64,
     tokens: u64,
+    /// What computing it costs, in wei.
+    compute: U256,
 }
 
 impl<'a> Case<'a> {
     pub fn new(policy: &'a Policy, job: &'a Job, at: &'a Circumstances) -> Self {
         let terms = &job.terms;
         let input: Option<Cid> = terms.input.parse().ok();
-        let served = terms.model.parse().ok().and_then(|model| policy.models.get(&model));
+        let model: Option<ModelId> = terms.model.parse().ok();
+        let served = model.and_then(|model| policy.models.get(&model));
         let fee_bps = at.outlook.map_or(policy.fee_bps, |outlook| outlook.fee_bps);
         let net = net_of_fee(terms.payment, fee_bps);
         let prompt_tokens = policy.prompt_tokens(input.map_or(0, |input| input.length));
         let tokens = prompt_tokens.saturating_add(terms.max_tokens.into());
         let net_wei = policy.limits.wei(terms.token, net);
-        Self { policy, job, at, served, input, net, net_wei, prompt_tokens, tokens }
-    }
-
-    /// Returns what computing the job costs, in wei.
-    fn compute(&self) -> U256 {
-        let served = self.served.copied().unwrap_or_default();
-        self.policy.compute_cost(&self.job.terms.model, &served, self.prompt_tokens, self.job.terms.max_tokens)
+        let compute = model
+            .zip(served)
+            .map_or(U256::ZERO, |(model, served)| policy.compute_cost(model, served, prompt_tokens, terms.max_tokens));
+        Self { policy, job, at, served, input, net, net_wei, prompt_tokens, tokens, compute }
     }
 
     fn for_us_alone(&self) -> bool {
@@ -310,7 +310,7 @@ fn sybil(case: &Case<'_>, say: &mut Say) -> bool {
 }
 
 fn cost(case: &Case<'_>, say: &mut Say) -> bool {
-    case.covers(case.compute(), format_args!("to compute"), say)
+    case.covers(case.compute, format_args!("to compute"), say)
 }
 
 /// Gas both ways: of the claim, and of everything until the payment; and of the claims that are lost for each that is won.
@@ -321,7 +321,7 @@ fn gas(case: &Case<'_>, say: &mut Say) -> bool {
     let counts = !case.for_us_alone() && races.decided() >= limits.win_races_min;
     let losses = if counts { races.lost.div_ceil(races.won.max(1)) } else { 0 };
     let lost = gas_price.saturating_mul(U256::from(limits.gas.lost_claim)).saturating_mul(U256::from(losses));
-    let total = won.saturating_add(lost).saturating_add(case.compute());
+    let total = won.saturating_add(lost).saturating_add(case.compute);
     case.covers(total, format_args!("with gas at {gas_price} and {losses} lost claims for a won one"), say)
 }
 

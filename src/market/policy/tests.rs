@@ -363,7 +363,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         (limits.margin_percent_min, limits.win_percent_min, limits.unvalued_tokens) = (margin, win, unvalued);
         limits.value_at_risk_per_hour_max = risk.map(U256::from);
         limits.machine_hour_wei = U256::from(worth);
-        if worth % 2 == 0 {
+        if worth.is_multiple_of(2) {
             limits.token_value.insert(USD, Worth { units: U256::from(3), wei: U256::from(worth) });
         }
         policy
