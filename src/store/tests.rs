@@ -11,9 +11,10 @@ use super::*;
 use crate::market::coverage::{Coverage, Proof, push};
 use crate::market::event::{Commitment, Header, Level, Range, Terms};
 use crate::market::job::{Duty, Fact, Next, Work};
-use crate::market::policy::{Load, Races};
+use crate::market::policy::backtest::{Given, replay};
+use crate::market::policy::{Limits, Load, Policy, Races, Served};
 use crate::market::receipt::{Receipt, SignedReceipt};
-use crate::market::types::{Bytes, Cid};
+use crate::market::types::{Bytes, Cid, ModelId};
 
 const CHAIN: u64 = 31337;
 const MARKETPLACE: Address = Address::repeat_byte(0x33);
@@ -1242,4 +1243,69 @@ async fn a_change_of_what_holds_for_a_host_is_told_until_it_was_looked_at() {
     assert_eq!(changed(US, u64::MAX).await, None);
     store.rewind(first + 2).await.unwrap();
     assert_eq!(changed(US, first).await, Some(first + 1));
+}
+
+#[tokio::test]
+async fn a_database_is_replayed_under_two_policies() {
+    let (file, model, price) = (File::new(), ModelId([1; 32]), U256::from(1_000_000));
+    let decode = move |log: &RawLog| {
+        Ok(match read(log)? {
+            Event::JobTerms { job, terms } => {
+                let (model, input) = (model.to_string(), Cid::of(b"hi").to_string());
+                let payment = price * U256::from(job.0);
+                Event::JobTerms { job, terms: Terms { model, input, payment, deadline: UnixSeconds(1300), ..terms } }
+            }
+            Event::EscrowCreated { job, token, .. } => {
+                Event::EscrowCreated { job, token, amount: price * U256::from(job.0) }
+            }
+            other => other,
+        })
+    };
+    let store = file.open_as(CHAIN, MARKETPLACE, Arc::new(decode)).await.unwrap();
+    // Ours and paid; a rival's and refunded; nobody's and refunded; nobody's and over its deadline by the last block; without escrow.
+    let posted = |job| [[TERMS, job], [LOCKED, job]];
+    let blocks = chain(
+        None,
+        0,
+        &[
+            &[posted(1), posted(2), posted(3)].concat(),
+            &[
+                [CLAIMED, 1],
+                [CLAIMED_BY_RIVAL, 2],
+                [COMMITTED, 1],
+                [COMPLETED, 1],
+                [RELEASED, 1],
+                [REFUNDED, 2],
+                [REFUNDED, 3],
+            ],
+            &[&posted(4)[..], &[[TERMS, 5]]].concat(),
+        ],
+    );
+    extend(&store, &blocks).await.unwrap();
+    let policy = |per_1k: u64| Policy {
+        host: US,
+        models: [(model, Served { max_tokens: 64, slots: 2, context_tokens: 512, speed: None })].into(),
+        price_per_1k: [(Address::ZERO, U256::from(per_1k))].into(),
+        fee_bps: 0,
+        tokens_per_second: 1,
+        margin_seconds: 10,
+        proves: true,
+        gate: crate::market::gate::Gates::default().claim,
+        limits: Limits::default(),
+    };
+    let races = store.races(US, 9).await.unwrap();
+    let given = Given { races, gas_price: U256::ZERO, fee_bps: 0, now: UnixSeconds(1300) };
+    let past = store.past_jobs(0, u64::MAX).await.unwrap();
+    let cheap = replay(&policy(1), &past, &given);
+    // Each holds one of two slots for 18 seconds: the third finds none.
+    assert_eq!((cheap.judged, cheap.taken), (5, 3), "{cheap:?}");
+    assert_eq!((cheap.declined["capacity"], cheap.declined["escrow"]), (1, 1));
+    assert_eq!((cheap.paid, cheap.refunded, cheap.unclaimed, cheap.open), (1, 1, 1, 0));
+    assert_eq!(cheap.income_wei, price + price * U256::from(4), "of the first, and of the fourth, which nobody took");
+    // 8 tokens are asked 2.4 million: the third and the fourth pay that.
+    let dear = replay(&policy(300_000_000), &past, &given);
+    assert_eq!((dear.taken, dear.declined["price"], dear.unclaimed), (2, 2, 2));
+    assert_eq!(dear.income_wei, price * U256::from(3 + 4));
+    let early = store.past_jobs(0, blocks[0].0.block.number).await.unwrap();
+    assert_eq!(replay(&policy(1), &early, &given).judged, 3);
 }

@@ -58,7 +58,6 @@ async fn each_rule_is_explained_and_another_policy_replayed() -> Result<()> {
 
     let told = run(&["backtest", "--policy", &path("new.toml"), "--from", "1", "--to", "99999"])?;
     assert!(told.contains("profit, ETH") && told.contains("declined: price") && told.contains("--gas-price"), "{told}");
-    eprintln!("{told}");
 
     let measured = json(&["bench", "model"])?;
     let model = &measured["models"][0];
