@@ -1,4 +1,4 @@
-//! Whether a job is worth claiming: a list of small named rules ([`rules`]), each answering with its numbers.
+//! Whether a job is worth claiming: a list of small named rules, each answering with its numbers.
 //!
 //! Never looks anything up: what a rule needs is handed in. [`Policy::decide`] stops at the first refusal and writes nothing down;
 //! [`Policy::judge`] asks every rule and keeps what each says.
