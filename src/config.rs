@@ -12,8 +12,9 @@ use serde::Deserialize;
 
 use crate::chain::{self, Contracts, Endpoints};
 use crate::devnet;
-use crate::market::breaker::Limits;
+use crate::market::breaker;
 use crate::market::gate::Gates;
+use crate::market::policy::{self, Limits};
 use crate::market::types::{Address, U256};
 use crate::p2p::Multiaddr;
 use crate::tasks::indexer::{Prove, Settings};
@@ -134,6 +135,9 @@ pub struct HostConfig {
     /// What must stand on a block before an action rests on it.
     #[serde(default)]
     pub gate: Gates,
+    /// What a job is asked beside its price.
+    #[serde(default)]
+    pub policy: Limits,
     /// Output tokens per second this host counts on when it looks at a deadline.
     #[serde(default = "default_tokens_per_second")]
     pub tokens_per_second: u32,
@@ -149,17 +153,51 @@ pub struct HostConfig {
     /// A transaction that is not mined after so long is offered a higher fee.
     #[serde(default = "default_bump_after_seconds")]
     pub bump_after_seconds: u64,
-    /// Jobs taken beyond those that the models compute at once: they wait for a slot.
-    #[serde(default)]
-    pub queue: u32,
     /// When to claim no more.
     #[serde(default)]
-    pub breaker: Limits,
+    pub breaker: breaker::Limits,
     /// Program and arguments that tell the operator that the breaker opened; it gets JSON on its standard input.
     #[serde(default)]
     pub page_command: Vec<String>,
     /// Gets the same in a POST request.
     pub page_url: Option<String>,
+}
+
+/// A policy on its own, to be held against the past: what it leaves out is as the configuration has it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    #[serde(default, deserialize_with = "some_prices")]
+    pub price_per_1k: Option<BTreeMap<Address, U256>>,
+    pub policy: Option<Limits>,
+    pub tokens_per_second: Option<u32>,
+    pub margin_seconds: Option<u64>,
+}
+
+impl PolicyFile {
+    /// Reads a policy from a file with entries of `[host]`: `price_per_1k`, `policy`, `tokens_per_second`, `margin_seconds`.
+    ///
+    /// # Errors
+    /// If the file is missing or not TOML, or an entry is unknown or out of range: named with what was found.
+    pub fn load(file: &Path) -> Result<Self> {
+        let read = || {
+            let read: PolicyFile = toml::from_str(&std::fs::read_to_string(file)?)?;
+            within("tokens_per_second", read.tokens_per_second.unwrap_or(1).into(), 1, 1_000_000)?;
+            read.policy.as_ref().map_or(Ok(()), Limits::check)?;
+            anyhow::Ok(read)
+        };
+        read().with_context(|| format!("policy {}", file.display()))
+    }
+
+    /// Returns `host` with this policy in place of its own.
+    pub fn over(self, host: &HostConfig) -> HostConfig {
+        let mut host = host.clone();
+        host.price_per_1k = self.price_per_1k.unwrap_or(host.price_per_1k);
+        host.policy = self.policy.unwrap_or(host.policy);
+        host.tokens_per_second = self.tokens_per_second.unwrap_or(host.tokens_per_second);
+        host.margin_seconds = self.margin_seconds.unwrap_or(host.margin_seconds);
+        host
+    }
 }
 
 /// One model to serve.
@@ -171,6 +209,9 @@ pub struct ModelConfig {
     /// Sequences computed at once.
     #[serde(default = "default_slots")]
     pub slots: usize,
+    /// Jobs taken beyond those computed at once: they wait for a slot.
+    #[serde(default)]
+    pub queue: u32,
     /// Tokens of context of each slot: prompt and output of one job together.
     #[serde(default = "default_context_tokens")]
     pub context_tokens: u32,
@@ -394,13 +435,15 @@ impl Config {
         within("host.breaker.seconds", breaker.seconds, 1, 30 * 86_400)?;
         within("host.breaker.drift_percent", breaker.drift_percent.into(), 0, 100)?;
         within("host.breaker.drift_jobs", breaker.drift_jobs.into(), 0, 10_000)?;
+        host.policy.check().context("[host.policy]")?;
         within("host.tokens_per_second", host.tokens_per_second.into(), 1, 1_000_000)?;
         within("host.window", host.window as u64, 1, 10_000)?;
         within("host.bump_after_seconds", host.bump_after_seconds, 1, 3600)?;
-        within("host.queue", host.queue.into(), 0, 100_000)?;
+
         for (index, model) in host.models.iter().enumerate() {
             let at = |name: &str| format!("host.models[{index}].{name}");
             within(&at("slots"), model.slots as u64, 1, crate::engine::SLOTS_MAX as u64)?;
+            within(&at("queue"), model.queue.into(), 0, 100_000)?;
             within(&at("context_tokens"), model.context_tokens.into(), 64, 1 << 22)?;
             within(&at("max_tokens"), model.max_tokens.into(), 1, model.context_tokens.into())?;
             ensure!(model.path.is_file(), "{} = {} is not a file", at("path"), model.path.display());
@@ -411,6 +454,11 @@ impl Config {
     /// Returns the database's path.
     pub fn database(&self) -> PathBuf {
         self.data_dir.join("node.sqlite")
+    }
+
+    /// Returns the file of what `fabstir bench model` measured.
+    pub fn calibration(&self) -> PathBuf {
+        self.data_dir.join("calibration.json")
     }
 
     /// Returns the folder of content-addressed bytes.
@@ -464,17 +512,17 @@ fn entry<'a>(table: &'a mut toml::Table, name: &str) -> Result<&'a mut toml::Tab
 fn prices<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Address, U256>, D::Error> {
     let named = BTreeMap::<String, String>::deserialize(deserializer)?;
     let read = |(token, price): (String, String)| -> Result<(Address, U256)> {
-        let address = if token.eq_ignore_ascii_case("eth") {
-            Address::ZERO
-        } else {
-            token.parse().with_context(|| format!("price_per_1k.{token}: not \"eth\" or a token's address"))?
-        };
+        let address = policy::token(&token).with_context(|| format!("price_per_1k.{token}"))?;
         let Ok(price) = U256::from_str_radix(&price, 10) else {
             bail!("price_per_1k.{token} = {price:?} is not a whole number in the token's smallest unit");
         };
         Ok((address, price))
     };
     named.into_iter().map(read).collect::<Result<_>>().map_err(serde::de::Error::custom)
+}
+
+fn some_prices<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<Address, U256>>, D::Error> {
+    prices(deserializer).map(Some)
 }
 
 #[cfg(test)]
@@ -572,6 +620,41 @@ mod tests {
         assert!(model.contains("host.models[0].path"), "{model}");
         let price = error(&format!("{MINIMAL}\n{host}price_per_1k={{eth='cheap'}}"), &[]);
         assert!(price.contains("price_per_1k.eth = \"cheap\""), "{price}");
+    }
+
+    #[test]
+    fn a_policy_is_read_with_its_amounts_and_refused_by_name() {
+        let host = "[host]\nkeystore='k'\npassword_file='p'\nmodels=[{path='none.gguf'}]\nprice_per_1k={eth='1'}\n[host.policy]\n";
+        let usd = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
+        let error = |text: &str| format!("{:#}", read(&format!("{MINIMAL}\n{host}{text}"), &[]).unwrap_err());
+        for (text, says) in [
+            ("colour=1", "colour"),
+            ("win_percent_min=101", "policy.win_percent_min = 101 is not between 0 and 100"),
+            ("prompt_bytes_per_token=0", "prompt_bytes_per_token"),
+            ("machine_hour_wei='cheap'", "\"cheap\" is not a whole number"),
+            ("tokens=['doge']", "\"doge\" is not \"eth\""),
+            ("renters=['bob']", "renters"),
+            (&format!("token_value={{'{usd}'={{units='0',wei='1'}}}}"), "units is 0"),
+            ("gas={claims=1}", "claims"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("new.toml");
+        let text = format!(
+            "price_per_1k={{eth='7'}}\n[policy]\ntokens=['eth']\nmachine_hour_wei='36893488147419103232'
+            token_value={{'{usd}'={{units=1,wei='400000000'}}}}\nmargin_percent_min=10\n[policy.gas]\nclaim=1"
+        );
+        std::fs::write(&file, text).unwrap();
+        let policy = PolicyFile::load(&file).unwrap();
+        let limits = policy.policy.unwrap();
+        assert_eq!(limits.machine_hour_wei, U256::from(1u128 << 65));
+        assert_eq!((limits.gas.claim, limits.gas.commit), (1, policy::Gas::default().commit));
+        assert_eq!(limits.wei(usd.parse().unwrap(), U256::from(3)), Some(U256::from(1_200_000_000)));
+        assert_eq!(policy.price_per_1k.unwrap()[&Address::ZERO], U256::from(7));
+        std::fs::write(&file, "keystore = 'k'").unwrap();
+        assert!(format!("{:#}", PolicyFile::load(&file).unwrap_err()).contains("keystore"));
     }
 
     #[test]

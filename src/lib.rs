@@ -17,7 +17,7 @@
 //! | 1 | [`renter`] | finds the host, delivers the prompt, posts; the escrow holds the money | the chain |
 //! | 2 | [`tasks::indexer`] | reads blocks, each linked to the one before, and their logs, proven by their hashes | – |
 //! | 3 | [`store`] | one transaction: logs, the jobs they touch, the cursor | logs, job, cursor |
-//! | 4 | [`tasks::scheduler`] | [`market::policy`] judges; one transaction: `Chosen`, slot, claim intent | fact, slot, intent |
+//! | 4 | [`tasks::scheduler`] | [`market::policy`] judges by what [`tasks::survey`] read before; one transaction: `Chosen`, slot, claim intent | fact, slot, intent |
 //! | 5 | [`tasks::submitter`] | nonce, sign, **commit the bytes, then** send; again until mined in a canonical block | attempt |
 //! | 6 | [`tasks::indexer`] | `JobClaimed` by us: only this makes the job ours | fact |
 //! | 7 | [`tasks::worker`] | runs the model ([`engine`]); tokens stream meanwhile ([`tasks::desk`]) | transcript, `Inferred` |
@@ -41,6 +41,7 @@
 //! # What holds
 //!
 //! - Only a canonical `JobClaimed` makes a job ours, and it always does, whatever our bookkeeping believed.
+//! - Who decides on a job asks nobody: what a rule needs is read beforehand, and knowledge that is too old claims nothing.
 //! - No inference before the claim is canonical; no transaction mentions what is not on disk.
 //! - Which logs a block has is proven by its hash, or it is marked as an endpoint's word and no money is risked on it.
 //! - What the contracts keep is compared with what the logs told ([`tasks::sweep`]); a job of which they say otherwise is let alone.

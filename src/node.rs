@@ -1,5 +1,6 @@
 //! One running node: builds the edges, checks that it may start, drives each task's pass, and stops in order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,26 +9,28 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::chain::{Chain, Signer, key};
-use crate::config::{Config, HostConfig};
+use crate::config::{Config, HostConfig, ModelConfig};
 use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
-use crate::http::{self, Health, Kind, Metrics, Server};
-use crate::market::breaker::Limits;
+use crate::http::{self, Declined, Health, Kind, Metrics, Server};
+use crate::market::breaker;
 use crate::market::gate::Gates;
-use crate::market::policy::Policy;
-use crate::market::types::Address;
+use crate::market::policy::{Calibration, Limits, Policy, Served};
+use crate::market::types::{Address, ModelId};
 use crate::p2p::{self, Inbound, P2p};
 use crate::page::Pager;
 use crate::prover::{self, Prover};
 use crate::store::Store;
 use crate::tasks::{
-    Guard, Live, Pass, Task, breaker, breaker::Breaker, desk::Desk, gossip, indexer, indexer::Indexer,
-    prepare::Prepare, prove::Prove, scheduler::Scheduler,
+    Guard, Live, Pass, Survey, Task, breaker::Breaker, desk::Desk, gossip, indexer, indexer::Indexer, prepare::Prepare,
+    prove::Prove, scheduler::Scheduler,
 };
 use crate::tasks::{
     settle::Settle,
     submitter::{self, Submitter},
+    survey,
+    survey::Surveyor,
     sweep,
     sweep::Sweep,
     worker::Worker,
@@ -35,6 +38,8 @@ use crate::tasks::{
 
 /// A part that reports less often than this is not ready.
 const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+/// As that, of the one that asks the contracts what a claim depends on: claims wait for it.
+const SURVEY_AGE_MAX: Duration = Duration::from_secs(60);
 /// As that, of one that asks for much in one turn.
 const SWEEP_AGE_MAX: Duration = Duration::from_secs(600);
 /// A step of the model that takes longer means a stuck device.
@@ -66,7 +71,7 @@ struct Host {
     /// Jobs that may wait for a slot.
     queue: u32,
     limits: submitter::Limits,
-    breaker: Limits,
+    breaker: breaker::Limits,
     pager: Pager,
 }
 
@@ -97,11 +102,12 @@ impl Node {
         .await?;
         let (health, metrics) = (Health::default(), Metrics::new());
         health.expect(indexer::PART, REPORT_AGE_MAX);
-        let server = http::serve(config.http.listen, health.clone(), metrics.clone()).await?;
+        let declined = Declined::default();
+        let server = http::serve(config.http.listen, health.clone(), metrics.clone(), declined.clone()).await?;
         let us = host.as_ref().map(|host| host.signer.address());
         let (stopping, _) = watch::channel(false);
         let mut node = Node { store, chain, p2p, health, host: us, server, stopping, tasks: JoinSet::new() };
-        node.spawn(config, content, metrics, host, inbound).await?;
+        node.spawn(config, content, (metrics, declined), host, inbound).await?;
         Ok(node)
     }
 
@@ -131,7 +137,7 @@ impl Node {
         &mut self,
         config: &Config,
         content: Content,
-        metrics: Metrics,
+        (metrics, skipped): (Metrics, Declined),
         host: Option<Host>,
         inbound: mpsc::Receiver<Inbound>,
     ) -> Result<()> {
@@ -163,12 +169,16 @@ impl Node {
         let live = Live::default();
         let us = host.signer.address();
         let guard = Guard::default();
-        self.health.expect(breaker::PART, REPORT_AGE_MAX);
+        self.health.expect(crate::tasks::breaker::PART, REPORT_AGE_MAX);
         let edges = (chain.clone(), store.clone(), self.health.clone(), metrics.clone());
         let breaker = Breaker::new(edges, us, host.breaker, host.policy.fee_bps, host.pager, guard.clone());
         self.drive(breaker, poll, store.changes(), &metrics);
+        let survey = Survey::default();
+        self.health.expect(survey::PART, SURVEY_AGE_MAX);
+        let surveyor = Surveyor::new(chain.clone(), store.clone(), self.health.clone(), survey.clone(), us);
+        self.drive(surveyor, poll, store.changes(), &metrics);
         let scheduler = Scheduler {
-            chain: chain.clone(),
+            contracts: chain.contracts().clone(),
             store: store.clone(),
             content: content.clone(),
             health: self.health.clone(),
@@ -176,7 +186,9 @@ impl Node {
             policy: host.policy.clone(),
             guard: guard.clone(),
             us,
+            survey,
             slots: host.slots + host.queue,
+            skipped,
             declined: Default::default(),
         };
         self.drive(scheduler, poll, store.changes(), &metrics);
@@ -393,38 +405,18 @@ impl Host {
         let candidates = manifest.candidates as usize;
         let mut engines = Vec::new();
         for model in &host.models {
-            let threads = match model.threads {
-                0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
-                threads => threads,
-            };
-            let config = engine::Config {
-                path: model.path.clone(),
-                slots: model.slots,
-                context_tokens: model.context_tokens,
-                threads,
-                gpu_layers: model.gpu_layers,
-                candidates,
-                queue_max: model.slots,
-            };
+            let config = engine_config(model, candidates);
             let engine = tokio::task::spawn_blocking(move || Engine::load(config)).await.context("load a model")??;
             tracing::info!(model = %engine.model().id, name = engine.model().name, "loaded model");
             engines.push(engine);
         }
-        let policy = Policy {
-            host: signer.address(),
-            models: engines
-                .iter()
-                .zip(&host.models)
-                .map(|(engine, model)| (engine.model().id, model.max_tokens))
-                .collect(),
-            price_per_1k: host.price_per_1k.clone(),
-            fee_bps: chain.fee_bps().await?,
-            job_stake: chain.job_stake().await?,
-            tokens_per_second: host.tokens_per_second,
-            margin_seconds: host.margin_seconds,
-            proves: true,
-            gate: host.gate.claim,
+        let calibration = calibration(config)?;
+        let served = |(engine, model): (&Engine, &ModelConfig)| {
+            let (id, context_tokens) = (engine.model().id, engine.model().context_tokens);
+            (id, served(&calibration, id, context_tokens, model))
         };
+        let models = engines.iter().zip(&host.models).map(served).collect();
+        let policy = policy(host, us, models, chain.fee_bps().await?);
         let slots = host.models.iter().map(|model| model.slots as u32).sum();
         let (engines, prover) = (Arc::new(engines), Arc::new(prover));
         let gates = host.gate;
@@ -434,8 +426,71 @@ impl Host {
             bump_after: Duration::from_secs(host.bump_after_seconds),
         };
         let pager = Pager { command: host.page_command.clone(), url: host.page_url.clone() };
-        let (queue, breaker) = (host.queue, host.breaker.clone());
+        let (queue, breaker) = (host.models.iter().map(|model| model.queue).sum(), host.breaker.clone());
         Ok(Host { signer, engines, prover, policy, gates, slots, queue, limits, breaker, pager })
+    }
+}
+
+/// Returns how a model is loaded.
+pub fn engine_config(model: &ModelConfig, candidates: usize) -> engine::Config {
+    engine::Config {
+        path: model.path.clone(),
+        slots: model.slots,
+        context_tokens: model.context_tokens,
+        threads: threads(model),
+        gpu_layers: model.gpu_layers,
+        candidates,
+        queue_max: model.slots,
+    }
+}
+
+/// Returns the CPU threads of a model: one per core where none are named.
+fn threads(model: &ModelConfig) -> u32 {
+    match model.threads {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+        threads => threads,
+    }
+}
+
+/// Returns what `fabstir bench model` measured; nothing where it never ran.
+///
+/// # Errors
+/// If the file is not one of its own.
+pub fn calibration(config: &Config) -> Result<Calibration> {
+    let file = config.calibration();
+    if !file.exists() {
+        return Ok(Calibration::default());
+    }
+    let read = || Ok::<_, anyhow::Error>(serde_json::from_slice(&std::fs::read(&file)?)?);
+    read().with_context(|| format!("calibration {} (`fabstir bench model` writes it anew)", file.display()))
+}
+
+/// Returns a model as policy sees it, with its speed where it was measured as it is loaded.
+pub fn served(calibration: &Calibration, id: ModelId, context_tokens: u32, model: &ModelConfig) -> Served {
+    let slots = model.slots as u32;
+    let speed = calibration.speed(id, threads(model), model.gpu_layers, slots);
+    if speed.is_none() && calibration.models.iter().any(|measured| measured.model == id) {
+        tracing::warn!(model = %id, "its speed was measured with other threads, layers or slots: run `fabstir bench model`");
+    }
+    Served { max_tokens: model.max_tokens, slots, queue: model.queue, context_tokens, speed }
+}
+
+/// Returns the policy of a host.
+pub fn policy(host: &HostConfig, us: Address, models: BTreeMap<ModelId, Served>, fee_bps: u16) -> Policy {
+    let mut limits: Limits = host.policy.clone();
+    if limits.regions.is_empty() {
+        limits.regions.extend(host.region.clone());
+    }
+    Policy {
+        host: us,
+        models,
+        price_per_1k: host.price_per_1k.clone(),
+        fee_bps,
+        tokens_per_second: host.tokens_per_second,
+        margin_seconds: host.margin_seconds,
+        proves: true,
+        gate: host.gate.claim,
+        limits,
     }
 }
 

@@ -317,6 +317,7 @@ impl Chain {
             active,
             reputation: score.saturating_to(),
             breaker_level: level.saturating_to(),
+            controller: node.controller,
         })
     }
 
@@ -326,6 +327,11 @@ impl Chain {
         let node = self.read(self.contracts.node_registry, call).await;
         let at = node.with_context(|| format!("read the registration of {host}"))?.unbondedAt.to::<u64>();
         Ok((at != 0).then_some(UnixSeconds(at)))
+    }
+
+    /// Returns what a unit of gas costs now, base fee and a usual tip, in wei.
+    pub async fn gas_price(&self) -> Result<U256> {
+        Ok(U256::from(self.provider.get_gas_price().await.context("read the price of gas")?))
     }
 
     /// Returns what a job puts at risk of a host's stake, in FAB's smallest unit.

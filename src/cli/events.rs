@@ -168,6 +168,9 @@ fn says(event: &Event) -> String {
         Event::ReleaseDue { at, .. } => format!("from {}", utc(*at)),
         Event::PaymentReleased { host, amount, .. } => format!("{amount} to host {host}"),
         Event::PaymentRefunded { renter, amount, .. } => format!("{amount} to renter {renter}"),
+        Event::EscrowCreated { amount, token, .. } => {
+            format!("{amount} of {}", if token.is_zero() { "ETH".into() } else { token.to_string() })
+        }
         Event::EscrowReleased { net, fee, .. } => format!("{net} and {fee} fee"),
         Event::HostRegistered { host, stake, .. } => format!("host {host}, stake {stake}"),
         Event::StakeAdded { host, amount } => format!("host {host}, {amount} more"),

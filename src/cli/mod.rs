@@ -12,6 +12,7 @@ mod export;
 mod history;
 mod keys;
 mod ledger;
+mod policy;
 mod run;
 mod sql;
 mod stake;
@@ -78,6 +79,13 @@ enum Command {
     Job(history::JobArguments),
     /// Show how far the database goes and what of it is proven.
     Status(history::StatusArguments),
+    /// Say what each rule of the host's policy says of a job, with its numbers.
+    Explain(policy::ExplainArguments),
+    /// Replay the indexed past under another policy, beside today's.
+    Backtest(policy::BacktestArguments),
+    /// Measure this machine.
+    #[command(subcommand)]
+    Bench(policy::BenchCommand),
     /// List events, oldest first, or follow them as they come.
     Events(events::EventsArguments),
     /// Ask the database in SQL, for reading only.
@@ -207,6 +215,9 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Jobs { list, command: None } => history::jobs(global, &list).await,
         Command::Job(arguments) => history::job(global, &arguments).await,
         Command::Status(arguments) => history::status(global, &arguments).await,
+        Command::Explain(arguments) => policy::explain(global, &arguments).await,
+        Command::Backtest(arguments) => policy::backtest(global, &arguments).await,
+        Command::Bench(command) => policy::bench(global, &command).await,
         Command::Events(arguments) => events::events(global, &arguments).await,
         Command::Sql(arguments) => sql::sql(global, &arguments).await,
         Command::Export(arguments) => export::export(global, &arguments).await,

@@ -1,7 +1,8 @@
-//! The operator's endpoints: `/livez`, `/readyz` with reasons, `/metrics` for Prometheus.
+//! The operator's endpoints: `/livez`, `/readyz` with reasons, `/metrics` for Prometheus, `/declined` with the jobs declined last.
 //!
 //! Owns axum. Never decides and never reads the store: the parts of the node report here.
 
+mod declined;
 mod metrics;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+pub use declined::{Declined, Skipped};
 pub use metrics::{Kind, Metrics};
 
 /// What the parts of a node said about themselves last. Clones share it.
@@ -95,14 +97,15 @@ pub struct Server {
 ///
 /// # Errors
 /// If the address cannot be listened on.
-pub async fn serve(listen: SocketAddr, health: Health, metrics: Metrics) -> Result<Server> {
+pub async fn serve(listen: SocketAddr, health: Health, metrics: Metrics, declined: Declined) -> Result<Server> {
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on http.listen = {listen}"))?;
     let address = listener.local_addr()?;
     let app = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state((health, metrics));
+        .with_state((health, metrics))
+        .route("/declined", get(async move || Json(declined.newest_first())));
     let (stop, stopped) = oneshot::channel::<()>();
     tokio::spawn(async move {
         let stopped = async move {
@@ -132,12 +135,14 @@ async fn metrics_text(State((health, metrics)): State<(Health, Metrics)>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::market::types::{JobId, UnixSeconds};
 
     #[tokio::test]
     async fn readiness_names_its_reasons() {
         let health = Health::default();
         health.expect("indexer", Duration::from_secs(60));
-        let server = serve(([127, 0, 0, 1], 0).into(), health.clone(), Metrics::new()).await.unwrap();
+        let declined = Declined::default();
+        let server = serve(([127, 0, 0, 1], 0).into(), health.clone(), Metrics::new(), declined.clone()).await.unwrap();
         let url = |path: &str| format!("http://{}{path}", server.address);
         let answer = reqwest::get(url("/readyz")).await.unwrap();
         assert_eq!(answer.status().as_u16(), 503);
@@ -149,6 +154,10 @@ mod tests {
         assert_eq!(reqwest::get(url("/livez")).await.unwrap().status().as_u16(), 200);
         let metrics = reqwest::get(url("/metrics")).await.unwrap().text().await.unwrap();
         assert!(metrics.contains("fabstir_ready 0"), "{metrics}");
+        let skipped = |job| Skipped { job: JobId(job), rule: "price", detail: "pays 1".into(), at: UnixSeconds(9) };
+        (1..=2).for_each(|job| declined.note(skipped(job)));
+        let told = reqwest::get(url("/declined")).await.unwrap().text().await.unwrap();
+        assert!(told.starts_with(r#"[{"job":2,"rule":"price","detail":"pays 1","at":9},{"job":1,"#), "{told}");
     }
 
     #[test]

@@ -151,6 +151,9 @@ pub struct Terms {
     pub min_reputation: u64,
     /// The only host that may claim it.
     pub reserved_for: Option<Address>,
+    /// Where it is to be computed, as the renter names it: what follows `region=` in a part of the result's format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
 }
 
 /// What a host binds itself to before it knows which positions will be opened.
@@ -230,6 +233,14 @@ pub enum Event {
         #[serde(serialize_with = "super::types::decimal")]
         amount: U256,
     },
+    /// The escrow has the payment.
+    EscrowCreated {
+        #[serde(skip)]
+        job: JobId,
+        #[serde(serialize_with = "super::types::decimal")]
+        amount: U256,
+        token: Address,
+    },
     EscrowReleased {
         #[serde(skip)]
         job: JobId,
@@ -280,7 +291,7 @@ impl Event {
     pub const CODE_REPLACED: [&str; 3] = ["Upgraded", "BeaconUpgraded", "AdminChanged"];
 
     /// The names of the events that jobs are folded from.
-    pub const OF_JOBS: [&str; 11] = [
+    pub const OF_JOBS: [&str; 12] = [
         "JobTerms",
         "JobClaimed",
         "JobReopened",
@@ -291,6 +302,7 @@ impl Event {
         "JobReleaseDue",
         "PaymentReleased",
         "PaymentRefunded",
+        "EscrowCreated",
         "EscrowReleased",
     ];
 
@@ -312,6 +324,7 @@ impl Event {
             Event::ReleaseDue { .. } => "JobReleaseDue",
             Event::PaymentReleased { .. } => "PaymentReleased",
             Event::PaymentRefunded { .. } => "PaymentRefunded",
+            Event::EscrowCreated { .. } => "EscrowCreated",
             Event::EscrowReleased { .. } => "EscrowReleased",
             Event::HostRegistered { .. } => "NodeRegistered",
             Event::HostUnregistered { .. } => "NodeUnregistered",
@@ -336,6 +349,7 @@ impl Event {
             | Event::ReleaseDue { job, .. }
             | Event::PaymentReleased { job, .. }
             | Event::PaymentRefunded { job, .. }
+            | Event::EscrowCreated { job, .. }
             | Event::EscrowReleased { job, .. } => Some(*job),
             Event::Noted { job, .. } => *job,
             Event::HostRegistered { .. }

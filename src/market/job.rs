@@ -124,6 +124,10 @@ pub struct Job {
     /// The newest block that the state and the beacon rest on.
     pub rests_on: BlockRef,
     pub state: State,
+    /// Token and amount that the escrow said it took for this job.
+    pub escrowed: Option<(Address, U256)>,
+    /// The controllers whose hosts gave it up: none of their hosts may claim it again.
+    pub given_up_by: Vec<Address>,
     /// Net amount and fee, once the escrow paid out.
     pub escrow_released: Option<(U256, U256)>,
     pub beacon: Option<B256>,
@@ -263,6 +267,8 @@ impl Job {
             posted,
             rests_on: posted,
             state: State::Posted,
+            escrowed: None,
+            given_up_by: Vec::new(),
             escrow_released: None,
             beacon: None,
             chosen: false,
@@ -308,10 +314,10 @@ impl Job {
         }
     }
 
-    /// Applies a fact that came before the job's terms: of the chain's, only remarks may.
+    /// Applies a fact that came before the job's terms: of the chain's, only remarks and the escrow's may.
     fn apply_early(&mut self, fact: &Fact) -> Result<(), Conflict> {
         match fact {
-            Fact::Chain { event, .. } if !matches!(event, Event::Noted { .. }) => {
+            Fact::Chain { event, .. } if !matches!(event, Event::Noted { .. } | Event::EscrowCreated { .. }) => {
                 Err(Conflict { job: self.id, state: "no terms", fact: event.name().into() })
             }
             fact => self.apply(fact),
@@ -321,7 +327,11 @@ impl Job {
     fn apply_event(&mut self, event: &Event) -> Result<(), Conflict> {
         match (&mut self.state, event) {
             (State::Posted, Event::JobClaimed { host, .. }) => self.state = State::Claimed { host: *host },
-            (State::Claimed { .. } | State::Committed { .. }, Event::JobReopened { .. }) => {
+            (State::Posted, Event::EscrowCreated { token, amount, .. }) if self.escrowed.is_none() => {
+                self.escrowed = Some((*token, *amount));
+            }
+            (State::Claimed { .. } | State::Committed { .. }, Event::JobReopened { controller, .. }) => {
+                self.given_up_by.push(*controller);
                 // The contract forgets the commitment, and with it the positions that were drawn.
                 (self.state, self.beacon) = (State::Posted, None);
             }
@@ -484,11 +494,15 @@ mod tests {
             min_gpu_memory: 0,
             min_reputation: 0,
             reserved_for: None,
+            region: None,
         };
         chain(Event::JobTerms { job: ID, terms })
     }
     fn posted() -> Fact {
         posted_with(true)
+    }
+    fn locked() -> Fact {
+        chain(Event::EscrowCreated { job: ID, amount: U256::from(100), token: Address::ZERO })
     }
     fn claimed(host: Address) -> Fact {
         chain(Event::JobClaimed { job: ID, host })
@@ -717,10 +731,24 @@ mod tests {
 
     #[test]
     fn each_fact_leaves_its_mark() {
-        let all =
-            job(&[posted(), noted(), claimed(US), committed(), completed(), due(), escrow(), released(), pinned()]);
+        let all = job(&[
+            posted(),
+            locked(),
+            noted(),
+            claimed(US),
+            committed(),
+            completed(),
+            due(),
+            escrow(),
+            released(),
+            pinned(),
+        ]);
         assert_eq!(all.escrow_released, Some((U256::from(97), U256::from(3))));
         assert_eq!(all.beacon, Some(BEACON));
+        assert_eq!(all.escrowed, Some((Address::ZERO, U256::from(100))));
+        assert_eq!(job(&[locked(), posted()]).escrowed, all.escrowed, "the escrow may speak first");
+        assert_eq!(job(&[posted()]).escrowed, None);
+        assert_eq!(job(&[posted(), claimed(RIVAL), reopened()]).given_up_by, [RIVAL]);
         assert_eq!(
             all.state,
             State::Released { host: US, commitment: COMMITMENT, output: "out".into(), amount: U256::from(97) }
@@ -764,6 +792,9 @@ mod tests {
         assert_eq!(conflict(&[posted(), posted_with(false)]), "job 7: JobTerms cannot follow posted");
         assert_eq!(conflict(&[posted(), committed()]), "job 7: ResultCommitted cannot follow posted");
         assert_eq!(conflict(&[posted(), pinned()]), "job 7: BeaconPinned cannot follow posted");
+        assert_eq!(conflict(&[posted(), claimed(US), locked()]), "job 7: EscrowCreated cannot follow claimed");
+        let more = chain(Event::EscrowCreated { job: ID, amount: U256::from(101), token: Address::ZERO });
+        assert_eq!(conflict(&[posted(), locked(), more]), "job 7: EscrowCreated cannot follow posted");
         assert_eq!(conflict(&[posted(), escrow()]), "job 7: EscrowReleased cannot follow posted");
         assert_eq!(conflict(&[posted(), refunded(), escrow()]), "job 7: EscrowReleased cannot follow refunded");
         assert_eq!(conflict(&[posted(), claimed(US), claimed(RIVAL)]), "job 7: JobClaimed cannot follow claimed");
@@ -795,6 +826,7 @@ mod tests {
         let of_chain = prop::sample::select(vec![
             posted(),
             posted_with(false),
+            locked(),
             claimed(US),
             claimed(RIVAL),
             committed(),
@@ -824,7 +856,7 @@ mod tests {
                 // Told once, a fact tells nothing again: the one who gave it up is not the one who claims it next.
                 let first = Address::repeat_byte(0xcc);
                 let lost = [claimed(first), committed_to(first, COMMITMENT), reopened_by(first)];
-                let post = [&[posted_with(proof)][..], if given_up { &lost } else { &[] }].concat();
+                let post = [&[posted_with(proof), locked()][..], if given_up { &lost } else { &[] }].concat();
                 let dispute_facts = [disputed(), due_later()];
                 let disputing = if dispute { &dispute_facts[..] } else { &[] };
                 let complete = [&[completed(), due()][..], disputing].concat();

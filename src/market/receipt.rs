@@ -199,6 +199,7 @@ mod tests {
             min_gpu_memory: 0,
             min_reputation: 0,
             reserved_for: None,
+            region: None,
         }
     }
 

@@ -126,6 +126,7 @@ mod tests {
             min_gpu_memory: 0,
             min_reputation: 0,
             reserved_for: Some(HOST),
+            region: None,
         };
         let block = BlockRef { number: 5, hash: B256::ZERO };
         let events = [&[Event::JobTerms { job: ID, terms }], events].concat();

@@ -13,6 +13,7 @@ mod history;
 mod journal;
 mod ledger;
 mod live;
+mod past;
 mod projection;
 mod snapshot;
 mod sql;

@@ -11,8 +11,10 @@ use super::*;
 use crate::market::coverage::{Coverage, Proof, push};
 use crate::market::event::{Commitment, Header, Level, Range, Terms};
 use crate::market::job::{Duty, Fact, Next, Work};
+use crate::market::policy::backtest::{Given, replay};
+use crate::market::policy::{Limits, Load, Policy, Races, Served};
 use crate::market::receipt::{Receipt, SignedReceipt};
-use crate::market::types::{Bytes, Cid};
+use crate::market::types::{Bytes, Cid, ModelId};
 
 const CHAIN: u64 = 31337;
 const MARKETPLACE: Address = Address::repeat_byte(0x33);
@@ -37,6 +39,10 @@ const RELEASED: u8 = 6;
 const REFUNDED: u8 = 7;
 const NOTED: u8 = 8;
 const KINDS: u8 = 9;
+/// Told of few jobs: not one of the kinds that histories are made of.
+const LOCKED: u8 = 10;
+const FEE: u8 = 11;
+const RANKED: u8 = 12;
 const NONSENSE: u8 = 0xff;
 
 fn read(log: &RawLog) -> Result<Event> {
@@ -50,6 +56,9 @@ fn read(log: &RawLog) -> Result<Event> {
         DUE => Event::ReleaseDue { job, at: UnixSeconds(0) },
         RELEASED => Event::PaymentReleased { job, host: US, amount: U256::from(97) },
         REFUNDED => Event::PaymentRefunded { job, renter: Address::ZERO, amount: U256::from(100) },
+        LOCKED => Event::EscrowCreated { job, amount: U256::MAX, token: Address::ZERO },
+        FEE => Event::Noted { name: "FeeChanged", job: None },
+        RANKED => Event::ReputationUpdated { host: US, score: 1 },
         NOTED => Event::Noted { name: "JobPosted", job: Some(job) },
         other => bail!("no event {other}"),
     })
@@ -70,6 +79,7 @@ fn terms(job: JobId) -> Terms {
         min_gpu_memory: 0,
         min_reputation: 0,
         reserved_for: None,
+        region: None,
     }
 }
 
@@ -1359,4 +1369,176 @@ async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
     assert_eq!(store.escrow_movements(US).await.unwrap(), [income]);
     store.rewind(blocks[0].0.block.number).await.unwrap();
     assert_eq!(store.spent(US).await.unwrap().len(), 1, "what a reorganisation took away was not paid");
+}
+
+#[tokio::test]
+async fn what_the_escrow_took_is_folded_and_falls_away_with_its_block() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[LOCKED, 1], [TERMS, 1], [TERMS, 2]], &[[LOCKED, 2]]]);
+    extend(&store, &blocks).await.unwrap();
+    let escrowed = async |job| store.job(JobId(job)).await.unwrap().unwrap().escrowed;
+    assert_eq!(escrowed(1).await, Some((Address::ZERO, U256::MAX)), "the escrow may speak first");
+    assert_eq!(escrowed(2).await, Some((Address::ZERO, U256::MAX)));
+    store.rewind(blocks[0].0.block.number).await.unwrap();
+    assert_eq!((escrowed(1).await.is_some(), escrowed(2).await), (true, None));
+}
+
+#[tokio::test]
+async fn the_load_is_what_was_chosen_and_not_freed() {
+    let (_file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], &[[CLAIMED, 1]]])).await.unwrap();
+    let model = terms(JobId(1)).model;
+    let load = async |model: &str, now| store.load(US, model, UnixSeconds(now)).await.unwrap();
+    assert_eq!(load(&model, 1).await, Load { held: 1, ..Load::default() });
+    for job in 1..=3u8 {
+        assert!(choose(&store, job.into(), 9).await);
+    }
+    // Chosen in second 1: within an hour until second 3601.
+    let all = Load { slots_taken: 3, queued_tokens: 24, held: 1, pending_claims: 2, chosen_last_hour: 3 };
+    assert_eq!(load(&model, 3600).await, all);
+    assert_eq!(load(&model, 3601).await, Load { chosen_last_hour: 0, ..all });
+    assert_eq!(load("other", 1).await, Load { slots_taken: 0, queued_tokens: 0, ..all });
+    let (at, output, transcript) = (UnixSeconds(2), Cid::of(b"o"), Cid::of(b"t"));
+    store.record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
+    store.free(JobId(2)).await.unwrap();
+    let left = Load { slots_taken: 2, queued_tokens: 8, held: 1, pending_claims: 1, chosen_last_hour: 3 };
+    assert_eq!(load(&model, 1).await, left);
+}
+
+#[tokio::test]
+async fn races_are_won_by_what_was_mined_and_lost_to_others() {
+    let (_file, store) = fresh().await;
+    let says: Vec<Says> = (1..=6).map(|job| [TERMS, job]).collect();
+    let mut blocks = chain(None, 0, &[&says, &[[CLAIMED, 1], [CLAIMED_BY_RIVAL, 2], [CLAIMED_BY_RIVAL, 3]]]);
+    extend(&store, &blocks).await.unwrap();
+    let mined_in = blocks.pop().expect("two blocks").0.block;
+    for job in 1..=6u8 {
+        store.queue(&[intent(&format!("claim:{job}"), job.into())]).await.unwrap();
+    }
+    let races = async |claims| store.races(US, claims).await.unwrap();
+    assert_eq!(races(100).await, Races::default(), "none is decided");
+    let open = open_intents(&store).await;
+    for (place, success) in [(0, true), (1, false)] {
+        let attempt = attempt(place as u8 + 1);
+        sign(&store, open[place].id, place as u64, attempt.clone()).await.unwrap();
+        let gas_price = U256::from(10 * (place + 1));
+        let l1_fee = U256::ZERO;
+        let outcome = TxOutcome { hash: attempt.hash, block: mined_in, success, gas_used: 1, gas_price, l1_fee };
+        assert_eq!(store.settle(&[outcome]).await.unwrap(), 1);
+    }
+    // Dropped since a rival has the job, and since nobody wants it any more; two are still open.
+    store.drop_intent(open[2].id, "claimed").await.unwrap();
+    store.drop_intent(open[3].id, "expired").await.unwrap();
+    assert_eq!(races(100).await, Races { won: 1, lost: 2 });
+    assert_eq!(races(2).await, Races { won: 0, lost: 1 }, "the newest two of those that ended");
+    assert_eq!(store.races(RIVAL, 100).await.unwrap(), Races::default());
+    assert_eq!(store.gas_price_paid().await.unwrap(), Some(U256::from(15)));
+}
+
+#[tokio::test]
+async fn the_past_is_told_by_block_with_who_ever_claimed() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(
+        None,
+        0,
+        &[&[[TERMS, 1], [TERMS, 2]], &[[CLAIMED_BY_RIVAL, 1], [TERMS, 3]], &[[REFUNDED, 1], [REFUNDED, 2]]],
+    );
+    extend(&store, &blocks).await.unwrap();
+    let first = blocks[0].0.block.number;
+    let told = async |from, to| {
+        let past = store.past_jobs(from, to).await.unwrap();
+        past.iter()
+            .map(|past| (past.job.id.0, past.posted_at.0, past.claimed, past.job.state.name()))
+            .collect::<Vec<_>>()
+    };
+    let (one, two) = ((1, first * 10, true, "refunded"), (2, first * 10, false, "refunded"));
+    let three = (3, first * 10 + 10, false, "posted");
+    assert_eq!(told(0, u64::MAX).await, [one, two, three]);
+    assert_eq!(told(first, first).await, [one, two]);
+    assert_eq!(told(first + 1, first + 1).await, [three]);
+    assert_eq!(told(first + 2, u64::MAX).await, []);
+    assert_eq!(store.gas_price_paid().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_change_of_what_holds_for_a_host_is_told_until_it_was_looked_at() {
+    let (_file, store) = fresh().await;
+    let mut blocks = chain(None, 0, &[&[[TERMS, 1]], &[[FEE, 0]], &[[TERMS, 2]], &[[RANKED, 0]]]);
+    // The host's address in the first indexed word, as the registry and the reputation system log it.
+    blocks[3].1[0].topics.push(US.into_word());
+    extend(&store, &blocks).await.unwrap();
+    let first = blocks[0].0.block.number;
+    let changed = async |host, since| store.changed_since(host, since).await.unwrap();
+    assert_eq!(changed(US, first).await, Some(first + 3));
+    assert_eq!(changed(US, first + 3).await, None);
+    assert_eq!(changed(RIVAL, first).await, Some(first + 1), "of others only what holds for all");
+    assert_eq!(changed(RIVAL, first + 1).await, None);
+    assert_eq!(changed(US, u64::MAX).await, None);
+    store.rewind(first + 2).await.unwrap();
+    assert_eq!(changed(US, first).await, Some(first + 1));
+}
+
+#[tokio::test]
+async fn a_database_is_replayed_under_two_policies() {
+    let (file, model, price) = (File::new(), ModelId([1; 32]), U256::from(1_000_000));
+    let decode = move |log: &RawLog| {
+        Ok(match read(log)? {
+            Event::JobTerms { job, terms } => {
+                let (model, input) = (model.to_string(), Cid::of(b"hi").to_string());
+                let payment = price * U256::from(job.0);
+                Event::JobTerms { job, terms: Terms { model, input, payment, deadline: UnixSeconds(1300), ..terms } }
+            }
+            Event::EscrowCreated { job, token, .. } => {
+                Event::EscrowCreated { job, token, amount: price * U256::from(job.0) }
+            }
+            other => other,
+        })
+    };
+    let store = file.open_as(CHAIN, MARKETPLACE, Arc::new(decode)).await.unwrap();
+    // Ours and paid; a rival's and refunded; nobody's and refunded; nobody's and over its deadline by the last block; without escrow.
+    let posted = |job| [[TERMS, job], [LOCKED, job]];
+    let blocks = chain(
+        None,
+        0,
+        &[
+            &[posted(1), posted(2), posted(3)].concat(),
+            &[
+                [CLAIMED, 1],
+                [CLAIMED_BY_RIVAL, 2],
+                [COMMITTED, 1],
+                [COMPLETED, 1],
+                [RELEASED, 1],
+                [REFUNDED, 2],
+                [REFUNDED, 3],
+            ],
+            &[&posted(4)[..], &[[TERMS, 5]]].concat(),
+        ],
+    );
+    extend(&store, &blocks).await.unwrap();
+    let policy = |per_1k: u64| Policy {
+        host: US,
+        models: [(model, Served { max_tokens: 64, slots: 2, queue: 0, context_tokens: 512, speed: None })].into(),
+        price_per_1k: [(Address::ZERO, U256::from(per_1k))].into(),
+        fee_bps: 0,
+        tokens_per_second: 1,
+        margin_seconds: 10,
+        proves: true,
+        gate: crate::market::gate::Gates::default().claim,
+        limits: Limits::default(),
+    };
+    let races = store.races(US, 9).await.unwrap();
+    let given = Given { races, gas_price: U256::ZERO, fee_bps: 0, now: UnixSeconds(1300) };
+    let past = store.past_jobs(0, u64::MAX).await.unwrap();
+    let cheap = replay(&policy(1), &past, &given);
+    // Each holds one of two slots for 18 seconds: the third finds none.
+    assert_eq!((cheap.judged, cheap.taken), (5, 3), "{cheap:?}");
+    assert_eq!((cheap.declined["capacity"], cheap.declined["escrow"]), (1, 1));
+    assert_eq!((cheap.paid, cheap.refunded, cheap.unclaimed, cheap.open), (1, 1, 1, 0));
+    assert_eq!(cheap.income_wei, price + price * U256::from(4), "of the first, and of the fourth, which nobody took");
+    // 8 tokens are asked 2.4 million: the third and the fourth pay that.
+    let dear = replay(&policy(300_000_000), &past, &given);
+    assert_eq!((dear.taken, dear.declined["price"], dear.unclaimed), (2, 2, 2));
+    assert_eq!(dear.income_wei, price * U256::from(3 + 4));
+    let early = store.past_jobs(0, blocks[0].0.block.number).await.unwrap();
+    assert_eq!(replay(&policy(1), &early, &given).judged, 3);
 }

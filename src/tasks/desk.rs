@@ -80,15 +80,20 @@ impl Desk {
         // Why is the operator's business.
         ensure!(self.guard.refusal().is_none(), "this host takes no jobs now");
         let served = *self.policy.models.get(&model).with_context(|| format!("model {model} is not served here"))?;
-        ensure!((1..=served).contains(&max_tokens), "max_tokens is {max_tokens}, not between 1 and {served}");
+        let most = served.max_tokens;
+        ensure!((1..=most).contains(&max_tokens), "max_tokens is {max_tokens}, not between 1 and {most}");
         ensure!(input_bytes <= PROMPT_BYTES_MAX as u64, "a prompt of {input_bytes} bytes, at most {PROMPT_BYTES_MAX}");
+        let (prompt, room) = (self.policy.prompt_tokens(input_bytes), u64::from(served.context_tokens));
+        let needed = prompt.saturating_add(max_tokens.into());
+        ensure!(needed <= room, "prompt and output may take {needed} tokens, at most {room} fit");
+        ensure!(self.policy.takes(token), "token {token} is not taken here");
         let net = self.policy.price(token, max_tokens).with_context(|| format!("token {token} is not taken here"))?;
         Ok(Response::Quote(Quote {
             price: self.policy.gross(net),
             token,
             valid_until: UnixSeconds(clock().0 + QUOTE_SECONDS),
             proof: self.policy.proves,
-            estimated_seconds: self.policy.seconds_for(max_tokens),
+            estimated_seconds: self.policy.seconds_for(&served, prompt, max_tokens),
         }))
     }
 

@@ -12,8 +12,13 @@ pub mod prove;
 pub mod scheduler;
 pub mod settle;
 pub mod submitter;
+pub mod survey;
 pub mod sweep;
 pub mod worker;
+
+/// What decisions know beforehand: one task keeps it fresh, another decides.
+pub use settle::Beat;
+pub use survey::{Sight, Survey};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
@@ -232,6 +237,7 @@ mod tests {
             min_gpu_memory: 0,
             min_reputation: 0,
             reserved_for: None,
+            region: None,
         };
         Ok(if log.data[0] == 0 { Event::JobTerms { job, terms } } else { Event::JobClaimed { job, host: US } })
     }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{Guard, INDEXER, Pass, Task, abandon};
-use crate::chain::Chain;
+use super::{Guard, INDEXER, Pass, Sight, Survey, Task, abandon};
+use crate::chain::Contracts;
 use crate::content::Content;
-use crate::http::{Health, Kind, Metrics};
+use crate::http::{Declined, Health, Kind, Metrics, Skipped};
 use crate::market::job::{Duty, Job, Next, State, Work};
-use crate::market::policy::{Circumstances, Policy};
+use crate::market::policy::Policy;
 use crate::market::types::{Address, Cid, JobId, UnixSeconds};
 use crate::store::{Choice, Intent, Store};
 
@@ -23,7 +23,8 @@ const CHOICES_AT_ONCE: usize = 50;
 
 /// The task's edges and the host's policy.
 pub struct Scheduler {
-    pub chain: Chain,
+    /// It asks no endpoint: between a job's log and its claim there is no call but the send.
+    pub contracts: Contracts,
     pub store: Store,
     pub content: Content,
     pub health: Health,
@@ -31,9 +32,11 @@ pub struct Scheduler {
     pub policy: Policy,
     /// Whether this host may claim now.
     pub guard: Guard,
+    pub survey: Survey,
     pub us: Address,
     /// Jobs that this node takes at once: those its engines compute, and those that wait for one.
     pub slots: u32,
+    pub skipped: Declined,
     /// The rule that last refused each live job.
     pub declined: HashMap<JobId, &'static str>,
 }
@@ -44,7 +47,7 @@ impl Task for Scheduler {
     /// Adopts, frees, gives up and chooses. Claims nothing while the indexer is not at the head of the chain, or the guard refuses.
     ///
     /// # Errors
-    /// If the store or the endpoint fails. What was chosen stays chosen.
+    /// If the store fails. What was chosen stays chosen.
     async fn pass(&mut self) -> Result<Pass> {
         let jobs = self.store.live_jobs().await?;
         let now = self.store.time().await?;
@@ -60,9 +63,9 @@ impl Task for Scheduler {
         self.declined.retain(|id, _| known.contains(id));
         for open in open.chunks(CHOICES_AT_ONCE) {
             let mut choices = Vec::new();
+            let mut sight = self.survey.sight(&self.store, self.us).await?;
             for job in open {
-                let free = self.slots.saturating_sub((reserved.len() + choices.len()) as u32);
-                choices.extend(self.consider(job, now, free).await?);
+                choices.extend(self.consider(job, &mut sight).await?);
             }
             if !choices.is_empty() {
                 let chosen = self.store.choose(&choices, self.slots).await?;
@@ -89,7 +92,7 @@ impl Scheduler {
             let ours = !ended && matches!(job.state, State::Claimed { .. } | State::Committed { .. });
             if ours && self.is_too_late(job, now) {
                 let left = job.terms.deadline.0.saturating_sub(now.0);
-                abandon(&self.store, job.id, format!("{left} s are left, too few for its tokens")).await?;
+                abandon(&self.store, job.id, format!("{left} s are left and it is not computed: too late")).await?;
             }
             let states = claims.get(&(job.id, "claim".to_owned()));
             let failed = states.is_some_and(|states| states.iter().all(|state| state.came_to_nothing()));
@@ -114,40 +117,32 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Returns whether a job that is ours cannot be inferred before its deadline any more, even if nothing else is to be done.
+    /// Returns whether a job that is ours has no result yet and too little time for what comes after one.
     fn is_too_late(&self, job: &Job, now: UnixSeconds) -> bool {
         let left = job.terms.deadline.0.saturating_sub(now.0);
-        job.abandoned.is_none() && job.inferred.is_none() && left < self.policy.inference_seconds(job.terms.max_tokens)
+        job.abandoned.is_none() && job.inferred.is_none() && left < self.policy.margin_seconds / 2
     }
 
-    /// Returns the choice of a job that every rule lets pass, while `free` more may be taken.
-    async fn consider(&mut self, job: &Job, now: UnixSeconds, free: u32) -> Result<Option<Choice>> {
+    /// Returns the choice of a job that every rule lets pass.
+    async fn consider(&mut self, job: &Job, sight: &mut Sight) -> Result<Option<Choice>> {
         let input: Option<Cid> = job.terms.input.parse().ok();
-        let mut at = Circumstances {
-            now,
-            escrowed: job.terms.payment,
-            fee_bps: self.policy.fee_bps,
-            standing: None,
-            input_held: input.is_some_and(|cid| self.content.has(&cid)),
-            grounds: [self.store.ground(job.posted.number).await?, self.store.ground(job.rests_on.number).await?],
-            slots_free: free,
-        };
-        let mut verdict = self.policy.judge(job, &at);
-        if verdict.claims() {
-            // The rules that cost calls are asked last.
-            let (escrowed, standing) = tokio::try_join!(self.chain.escrowed(job.id), self.chain.standing(self.us))?;
-            (at.escrowed, at.fee_bps, at.standing) = (escrowed.amount, escrowed.fee_bps, Some(standing));
-            verdict = self.policy.judge(job, &at);
-        }
-        if let Some(refusal) = verdict.refusal() {
-            // The same refusal is met again in every pass; it counts and is logged once.
-            if self.declined.insert(job.id, refusal.rule) != Some(refusal.rule) {
-                self.metrics.jobs_declined.get_or_create(&Kind::of(refusal.rule)).inc();
-                tracing::info!(job = %job.id, rule = refusal.rule, detail = refusal.detail, "declined job");
-            }
+        let at = sight.circumstances(job, input.is_some_and(|cid| self.content.has(&cid))).await?;
+        let refused = self.policy.decide(job, &at).err();
+        // The same refusal is met again in every pass; it counts and is told once.
+        if refused.is_some() && self.declined.get(&job.id).copied() == refused {
             return Ok(None);
         }
-        let call = self.chain.contracts().claim(job.id);
+        let verdict = self.policy.judge(job, &at);
+        if let Some(refusal) = verdict.refusal() {
+            let (rule, detail) = (refusal.rule, refusal.detail.clone());
+            self.declined.insert(job.id, rule);
+            self.metrics.jobs_declined.get_or_create(&Kind::of(rule)).inc();
+            tracing::info!(job = %job.id, rule, detail, "declined job");
+            self.skipped.note(Skipped { job: job.id, rule, detail, at: at.now });
+            return Ok(None);
+        }
+        sight.choose(job);
+        let call = self.contracts.claim(job.id);
         let claim = Intent {
             key: format!("claim:{}", job.id),
             job: Some(job.id),
@@ -158,6 +153,6 @@ impl Scheduler {
             gas: Some(CLAIM_GAS),
             cost_max: None,
         };
-        Ok(Some(Choice { job: job.id, work: Work::Chosen { at: now, reasons: verdict.lines() }, claim }))
+        Ok(Some(Choice { job: job.id, work: Work::Chosen { at: at.now, reasons: verdict.lines() }, claim }))
     }
 }

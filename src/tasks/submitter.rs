@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 
-use super::settle::Beat;
-use super::{Guard, Pass, Task};
+use super::{Beat, Guard, Pass, Task};
 use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
 use crate::http::{Kind, Metrics};

@@ -23,6 +23,7 @@ mod faults;
 mod forged_receipt_is_dropped_and_not_forwarded;
 mod happy_path_in_eth_and_in_a_token;
 mod one_proof_completes_four_jobs;
+mod policy_is_explained_and_replayed;
 mod reorg_takes_the_claim_away_and_gives_it_back;
 mod restart_between_inference_and_proof;
 mod restart_between_sign_and_send;

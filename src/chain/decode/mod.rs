@@ -101,9 +101,10 @@ fn from_proof_system(event: ProofSystemEvents) -> Result<Event> {
 fn from_escrow(event: PaymentEscrowEvents) -> Result<Event> {
     use PaymentEscrowEvents as E;
     read!(event, E {
+        EscrowCreated(e) => Event::EscrowCreated { job: job_id(e.jobId)?, amount: e.amount, token: e.token },
         EscrowReleased(e) => Event::EscrowReleased { job: job_id(e.jobId)?, net: e.amount, fee: e.fee }
     } jobs {
-        EscrowCreated, EscrowRefunded, EscrowDisputed, DisputeResolved, RefundRequested
+        EscrowRefunded, EscrowDisputed, DisputeResolved, RefundRequested
     } others {
         PaymentCredited, CreditWithdrawn, FeeChanged, OwnershipTransferred
     })
@@ -187,6 +188,12 @@ fn from_proxy(event: &Erc1967Events) -> Event {
     name!(event, E { Upgraded, BeaconUpgraded, AdminChanged })
 }
 
+/// The contract has no word for a region: a renter writes it into the result's format, as in `text; region=eu-west`.
+fn region(format: &str) -> Option<String> {
+    let named = format.split(';').find_map(|part| part.trim().strip_prefix("region="))?;
+    Some(named.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
 fn terms(e: marketplace::JobTerms) -> Result<Terms> {
     Ok(Terms {
         renter: e.renter,
@@ -202,6 +209,7 @@ fn terms(e: marketplace::JobTerms) -> Result<Terms> {
         min_gpu_memory: e.requirements.minGPUMemory.saturating_to(),
         min_reputation: e.requirements.minReputationScore.saturating_to(),
         reserved_for: (!e.reservedFor.is_zero()).then_some(e.reservedFor),
+        region: region(&e.details.resultFormat),
     })
 }
 

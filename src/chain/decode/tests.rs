@@ -92,6 +92,7 @@ fn folded_terms() -> Terms {
         min_gpu_memory: 24,
         min_reputation: 1,
         reserved_for: Some(HOST),
+        region: None,
     }
 }
 
@@ -245,7 +246,7 @@ fn spoken_goldens() -> Vec<(&'static str, RawLog, Event)> {
         (
             "EscrowCreated(bytes32,address,address,uint256,address)",
             log(safe, escrow::EscrowCreated { jobId: word, renter: RENTER, host, amount, token: HOST }),
-            noted("EscrowCreated", Some(job)),
+            Event::EscrowCreated { job, amount, token: HOST },
         ),
         (
             "EscrowReleased(bytes32,uint256,uint256)",
@@ -775,5 +776,19 @@ proptest! {
         let mut data = golden.data.to_vec();
         data[place.index(golden.data.len())] = byte;
         let _ = read(&RawLog { data: data.into(), ..golden.clone() });
+    }
+}
+
+#[test]
+fn a_renter_names_a_region_in_the_results_format() {
+    for (format, region) in [
+        ("text", None),
+        ("", None),
+        ("text; region=eu-west", Some("eu-west")),
+        ("region= eu ;json", Some("eu")),
+        ("region=", None),
+        ("text region=eu", None),
+    ] {
+        assert_eq!(super::region(format).as_deref(), region, "{format:?}");
     }
 }

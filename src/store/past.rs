@@ -1,0 +1,144 @@
+//! What our own past and present tell a policy: claims won and lost, work on hand, and how jobs of the past went.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::{Store, amount};
+use crate::market::event::Event;
+use crate::market::policy::backtest::PastJob;
+use crate::market::policy::{Load, Races};
+use crate::market::types::{Address, JobId, U256, UnixSeconds};
+
+/// Jobs folded at once.
+const JOBS_PER_PAGE: u32 = 500;
+const HOUR: i64 = 3600;
+
+impl Store {
+    /// Returns how the last `claims` claims of `host` went, of those that were decided: one that was mined was won, one that
+    /// reverted, or that was dropped because another host has the job, was lost.
+    pub async fn races(&self, host: Address, claims: u32) -> Result<Races> {
+        let (won, lost): (i64, i64) = sqlx::query_as(
+            "SELECT count(*) FILTER (WHERE c.state = 'mined'),
+                    count(*) FILTER (WHERE c.state = 'reverted' OR (c.state IN ('dropped', 'cancelled') AND job.host IS NOT ?1))
+             FROM (SELECT state, job FROM tx_intent WHERE kind = 'claim' AND signer = ?1 AND state NOT IN ('queued', 'signed')
+                   ORDER BY id DESC LIMIT ?2) c
+             LEFT JOIN job ON job.id = c.job WHERE c.state NOT IN ('dropped', 'cancelled') OR job.host IS NOT NULL",
+        )
+        .bind(host.as_slice())
+        .bind(i64::from(claims))
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(Races { won: won as u32, lost: lost as u32 })
+    }
+
+    /// Returns what `host`, this node's, has taken on, at block time `now`; slots and tokens of the model of that text.
+    pub async fn load(&self, host: Address, model: &str, now: UnixSeconds) -> Result<Load> {
+        let (slots, tokens, held, pending, chosen): (i64, i64, i64, i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM reservation JOIN job ON job.id = reservation.job WHERE model = ?1),
+                    (SELECT coalesce(sum(max_tokens), 0) FROM reservation JOIN job ON job.id = reservation.job
+                     WHERE model = ?1 AND NOT EXISTS
+                         (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')),
+                    (SELECT count(*) FROM job WHERE host = ?3
+                     AND state IN ('claimed', 'committed', 'completed', 'disputed')),
+                    (SELECT count(*) FROM reservation JOIN job ON job.id = reservation.job WHERE state = 'posted'),
+                    (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)",
+        )
+        .bind(model)
+        .bind((now.0.min(i64::MAX as u64) as i64) - HOUR)
+        .bind(host.as_slice())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(Load {
+            slots_taken: slots as u32,
+            queued_tokens: tokens as u64,
+            held: held as u32,
+            pending_claims: pending as u32,
+            chosen_last_hour: chosen as u32,
+        })
+    }
+
+    /// Returns the newest block after `block` in which the contracts told of what they keep of `host`, or of what holds for all
+    /// hosts: what was read of it before may be otherwise now.
+    pub async fn changed_since(&self, host: Address, block: u64) -> Result<Option<u64>> {
+        let newest: Option<i64> = sqlx::query_scalar(
+            "SELECT max(number) FROM block JOIN log ON log.block = block.seq
+             WHERE canonical = 1 AND number > ?1 AND job IS NULL AND (
+                 kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
+                 OR kind IN ('NodeRegistered', 'NodeUnregistered', 'StakeAdded', 'NodeSlashed', 'StakeMoved',
+                             'UnbondingStarted', 'UnbondingCancelled')
+                 AND substr(topics, 33, 32) = ?2)",
+        )
+        .bind(i64::try_from(block).unwrap_or(i64::MAX))
+        .bind(host.into_word().to_vec())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(newest.map(|number| number as u64))
+    }
+
+    /// Returns the reputation of `host` as the newest log after block `block` tells it, or `None` where none does.
+    pub async fn score_since(&self, host: Address, block: u64) -> Result<Option<u64>> {
+        let row = sqlx::query(
+            "SELECT number, hash, log_index, tx_hash, address, topics, data FROM block JOIN log ON log.block = block.seq
+             WHERE canonical = 1 AND number > ?1 AND job IS NULL AND kind = 'ReputationUpdated'
+                 AND substr(topics, 33, 32) = ?2 ORDER BY number DESC, log_index DESC LIMIT 1",
+        )
+        .bind(i64::try_from(block).unwrap_or(i64::MAX))
+        .bind(host.into_word().to_vec())
+        .fetch_optional(&self.readers)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(match (self.decode)(&super::raw_log(&row)?)? {
+            Event::ReputationUpdated { score, .. } => Some(score),
+            _ => None,
+        })
+    }
+
+    /// Returns the mean price of gas that our transactions paid, in wei, of the newest 200; `None` before the first.
+    pub async fn gas_price_paid(&self) -> Result<Option<U256>> {
+        let rows = sqlx::query("SELECT gas_price FROM tx_receipt ORDER BY block_number DESC LIMIT 200")
+            .fetch_all(&self.readers)
+            .await?;
+        let mut sum = U256::ZERO;
+        for row in &rows {
+            sum = sum.saturating_add(amount(row, 0)?);
+        }
+        Ok(sum.checked_div(U256::from(rows.len())))
+    }
+
+    /// Returns the jobs that were posted in blocks `from..=to` and whose logs agree, in the order of their posting.
+    pub async fn past_jobs(&self, from: u64, to: u64) -> Result<Vec<PastJob>> {
+        let bound = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let mut reader = self.readers.begin().await?;
+        let (mut past, mut after) = (Vec::new(), 0);
+        loop {
+            let ids: Vec<i64> = sqlx::query_scalar(
+                "SELECT id FROM job WHERE id > ? AND posted_block BETWEEN ? AND ? ORDER BY id LIMIT ?",
+            )
+            .bind(after)
+            .bind(bound(from))
+            .bind(bound(to))
+            .bind(JOBS_PER_PAGE)
+            .fetch_all(&mut *reader)
+            .await?;
+            let Some(last) = ids.last() else { return Ok(past) };
+            after = *last;
+            let times: BTreeMap<JobId, (UnixSeconds, bool)> = sqlx::query_as::<_, (i64, i64, bool)>(
+                "SELECT job, min(time), max(kind = 'JobClaimed') FROM log JOIN block ON block.seq = log.block
+                 WHERE job IN (SELECT value FROM json_each(?)) AND canonical = 1 AND kind IN ('JobTerms', 'JobClaimed')
+                 GROUP BY job",
+            )
+            .bind(serde_json::to_string(&ids)?)
+            .fetch_all(&mut *reader)
+            .await?
+            .into_iter()
+            .map(|(job, posted, claimed)| (JobId(job as u64), (UnixSeconds(posted as u64), claimed)))
+            .collect();
+            let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
+            for job in self.fold(&mut reader, &ids).await? {
+                let Some(&(posted_at, claimed)) = times.get(&job.id) else { continue };
+                past.push(PastJob { job, posted_at, claimed });
+            }
+        }
+    }
+}
