@@ -48,7 +48,7 @@ fn main() -> Result<()> {
 /// A policy with every list and every comparison in use.
 fn policy() -> Policy {
     let speed = Some(Speed { prefill: 100_000_000, decode: 10_000_000 });
-    let served = Served { max_tokens: 1024, slots: 8, context_tokens: 4096, speed };
+    let served = Served { max_tokens: 1024, slots: 8, queue: 0, context_tokens: 4096, speed };
     let address = |byte| Address::repeat_byte(byte);
     let limits = Limits {
         renters: (0..RENTERS).map(address).collect(),

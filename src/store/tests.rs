@@ -1469,8 +1469,10 @@ async fn a_change_of_what_holds_for_a_host_is_told_until_it_was_looked_at() {
     extend(&store, &blocks).await.unwrap();
     let first = blocks[0].0.block.number;
     let changed = async |host, since| store.changed_since(host, since).await.unwrap();
-    assert_eq!(changed(US, first).await, Some(first + 3));
-    assert_eq!(changed(US, first + 3).await, None);
+    // A reputation is told whole: nothing is to be asked again.
+    let score = async |host, since| store.score_since(host, since).await.unwrap();
+    assert_eq!((score(US, first).await, score(US, first + 3).await, score(RIVAL, first).await), (Some(1), None, None));
+    assert_eq!(changed(US, first).await, Some(first + 1));
     assert_eq!(changed(RIVAL, first).await, Some(first + 1), "of others only what holds for all");
     assert_eq!(changed(RIVAL, first + 1).await, None);
     assert_eq!(changed(US, u64::MAX).await, None);
