@@ -45,6 +45,17 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Returns the mean microseconds of a decision.
+pub fn decision_us(decisions: u32) -> Result<f64> {
+    let (policy, at) = (policy(), circumstances());
+    let jobs: Vec<Job> = (0..=u8::MAX).map(job).collect::<Result<_>>()?;
+    let started = Instant::now();
+    for job in jobs.iter().cycle().take(decisions as usize) {
+        let _ = black_box(policy.decide(black_box(job), &at));
+    }
+    Ok(started.elapsed().as_secs_f64() * 1e6 / f64::from(decisions))
+}
+
 /// A policy with every list and every comparison in use.
 fn policy() -> Policy {
     let speed = Some(Speed { prefill: 100_000_000, decode: 10_000_000 });
