@@ -9,7 +9,9 @@ use anyhow::{Context, Result, ensure};
 use fabstir::market::event::{Event, Level, Terms};
 use fabstir::market::gate::{Gates, Ground};
 use fabstir::market::job::{Fact, Job};
-use fabstir::market::policy::{Circumstances, Limits, Load, Outlook, Policy, Races, Served, Speed, Standing, Worth};
+use fabstir::market::policy::{
+    Circumstances, Limits, Load, Outlook, Policy, Races, Served, Speed, Standing, Turn, Worth,
+};
 use fabstir::market::types::{Address, B256, BlockRef, Cid, JobId, ModelId, U256, UnixSeconds};
 
 const USD: Address = Address::repeat_byte(6);
@@ -108,7 +110,15 @@ fn circumstances() -> Circumstances {
     };
     let load = Load { slots_taken: 3, queued_tokens: 3_000, held: 5, pending_claims: 1, chosen_last_hour: 40 };
     let now = UnixSeconds(1_800_000_000);
-    Circumstances { now, input_held: true, grounds: [ground; 2], load, changed: None, outlook: Some(outlook) }
+    Circumstances {
+        now,
+        input_held: true,
+        grounds: [ground; 2],
+        load,
+        changed: None,
+        turn: Turn::default(),
+        outlook: Some(outlook),
+    }
 }
 
 fn job(which: u8) -> Result<Job> {

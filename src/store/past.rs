@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use sqlx::Row;
 
 use super::{Store, amount};
 use crate::market::event::Event;
@@ -74,6 +75,34 @@ impl Store {
         .fetch_one(&self.readers)
         .await?;
         Ok(newest.map(|number| number as u64))
+    }
+
+    /// Returns the hosts that are registered, as the logs tell.
+    pub async fn registered_hosts(&self) -> Result<Vec<Address>> {
+        let rows = sqlx::query(
+            "SELECT substr(topics, 45, 20), kind FROM log JOIN block ON block.seq = log.block
+             WHERE kind IN ('NodeRegistered', 'NodeUnregistered') AND canonical = 1 ORDER BY number, log_index",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        let mut hosts = std::collections::BTreeSet::new();
+        for row in &rows {
+            let host = super::address(row, 0)?;
+            match row.get(1) {
+                "NodeRegistered" => hosts.insert(host),
+                _ => hosts.remove(&host),
+            };
+        }
+        Ok(hosts.into_iter().collect())
+    }
+
+    /// Returns the time of the canonical block at `number`, or `None` when it is not stored.
+    pub async fn block_time(&self, number: u64) -> Result<Option<UnixSeconds>> {
+        let time = sqlx::query_scalar::<_, i64>("SELECT time FROM block WHERE number = ? AND canonical = 1")
+            .bind(i64::try_from(number).unwrap_or(i64::MAX))
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(time.map(|time| UnixSeconds(time as u64)))
     }
 
     /// Returns the reputation of `host` as the newest log after block `block` tells it, or `None` where none does.

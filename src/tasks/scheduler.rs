@@ -89,7 +89,9 @@ impl Scheduler {
         let mut kept = BTreeSet::new();
         for job in jobs {
             let ended = matches!(job.next(self.us, now), Next::Done(_));
-            let ours = !ended && matches!(job.state, State::Claimed { .. } | State::Committed { .. });
+            // What we gave up needs no slot: all that is left is to say so.
+            let claimed = matches!(job.state, State::Claimed { .. } | State::Committed { .. });
+            let ours = !ended && claimed && job.abandoned.is_none();
             if ours && self.is_too_late(job, now) {
                 let left = job.terms.deadline.0.saturating_sub(now.0);
                 abandon(&self.store, job.id, format!("{left} s are left and it is not computed: too late")).await?;
@@ -120,7 +122,7 @@ impl Scheduler {
     /// Returns whether a job that is ours has no result yet and too little time for what comes after one.
     fn is_too_late(&self, job: &Job, now: UnixSeconds) -> bool {
         let left = job.terms.deadline.0.saturating_sub(now.0);
-        job.abandoned.is_none() && job.inferred.is_none() && left < self.policy.margin_seconds / 2
+        job.inferred.is_none() && left < self.policy.margin_seconds / 2
     }
 
     /// Returns the choice of a job that every rule lets pass.

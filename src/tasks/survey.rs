@@ -13,7 +13,7 @@ use crate::chain::Chain;
 use crate::http::Health;
 use crate::market::gate::Ground;
 use crate::market::job::Job;
-use crate::market::policy::{Circumstances, Load, Outlook};
+use crate::market::policy::{Circumstances, Load, Outlook, Turn};
 use crate::market::types::{Address, BlockRef, UnixSeconds};
 use crate::store::Store;
 
@@ -110,6 +110,9 @@ pub struct Sight {
     changed: Option<u64>,
     loads: HashMap<String, Load>,
     grounds: HashMap<u64, Ground>,
+    times: HashMap<u64, UnixSeconds>,
+    /// Every registered host.
+    hosts: Vec<Address>,
     /// Jobs chosen since.
     chosen: u32,
 }
@@ -128,7 +131,9 @@ impl Sight {
             }
         }
         let (store, now) = (store.clone(), store.time().await?);
-        Ok(Self { store, us, now, outlook, changed, loads: HashMap::new(), grounds: HashMap::new(), chosen: 0 })
+        let hosts = store.registered_hosts().await?;
+        let (loads, grounds, times) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Self { store, us, now, outlook, changed, loads, grounds, times, hosts, chosen: 0 })
     }
 
     /// Returns what the rules look at when `job` is decided on.
@@ -147,8 +152,13 @@ impl Sight {
                 *self.loads.entry(job.terms.model.clone()).or_insert(load)
             }
         };
+        let since = self.time(job.rests_on.number).await?;
+        let turn = Turn {
+            before: Turn::before(self.us, &self.hosts, job.id, job.rests_on),
+            waited_seconds: self.now.0.saturating_sub(since.0),
+        };
         let Self { now, outlook, changed, .. } = *self;
-        Ok(Circumstances { now, input_held, grounds, load, changed, outlook })
+        Ok(Circumstances { now, input_held, grounds, load, changed, turn, outlook })
     }
 
     /// Notes that `job` was chosen: what is decided after that must reckon with it.
@@ -162,6 +172,14 @@ impl Sight {
                 load.queued_tokens += u64::from(job.terms.max_tokens);
             }
         }
+    }
+
+    async fn time(&mut self, number: u64) -> Result<UnixSeconds> {
+        if let Some(time) = self.times.get(&number) {
+            return Ok(*time);
+        }
+        let time = self.store.block_time(number).await?.unwrap_or(self.now);
+        Ok(*self.times.entry(number).or_insert(time))
     }
 
     async fn ground(&mut self, number: u64) -> Result<Ground> {

@@ -10,7 +10,7 @@ use super::super::event::Level;
 use super::super::gate::Ground;
 use super::super::job::{Job, State};
 use super::super::types::{self, Address, ModelId, U256, UnixSeconds};
-use super::{Circumstances, Load, Outlook, Policy, Races, Served, Standing, net_of_fee};
+use super::{Circumstances, Load, Outlook, Policy, Races, Served, Standing, Turn, net_of_fee};
 
 /// What a replay assumes.
 pub const ASSUMED: [&str; 8] = [
@@ -233,6 +233,7 @@ fn circumstances(policy: &Policy, past: &PastJob, load: Load, given: &Given) -> 
         grounds: [ground; 2],
         load,
         changed: None,
+        turn: Turn::default(),
         outlook: Some(outlook),
     }
 }

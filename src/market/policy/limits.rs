@@ -32,6 +32,8 @@ pub struct Limits {
     pub win_percent_min: u32,
     /// Claims that must have been decided before that share means anything.
     pub win_races_min: u32,
+    /// How long each host waits for the one whose turn a job is before it; 0: nobody's turn is waited for.
+    pub turn_seconds: u64,
     /// How much more than its cost a job must pay, in hundredths of the cost; `None`: cost is shown and not asked.
     pub margin_percent_min: Option<u32>,
     /// What payment tokens other than ETH are worth.
@@ -100,6 +102,7 @@ impl Default for Limits {
             value_at_risk_per_hour_max: None,
             win_percent_min: 0,
             win_races_min: 20,
+            turn_seconds: 0,
             margin_percent_min: None,
             token_value: BTreeMap::new(),
             unvalued_tokens: false,
@@ -124,6 +127,7 @@ impl Limits {
         within("prompt_bytes_per_token", self.prompt_bytes_per_token.into(), 1, 16)?;
         within("win_percent_min", self.win_percent_min.into(), 0, 100)?;
         within("win_races_min", self.win_races_min.into(), 1, 1000)?;
+        within("turn_seconds", self.turn_seconds, 0, 600)?;
         within("survey_age_max_seconds", self.survey_age_max_seconds, 5, 3600)?;
         within("margin_percent_min", self.margin_percent_min.unwrap_or(0).into(), 0, 1_000_000)?;
         for (token, worth) in &self.token_value {

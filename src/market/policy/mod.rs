@@ -11,11 +11,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use alloy::primitives::Keccak256;
 use serde::{Deserialize, Serialize};
 
 use super::gate::{Gate, Ground};
 use super::job::Job;
-use super::types::{Address, ModelId, U256, UnixSeconds};
+use super::types::{Address, BlockRef, JobId, ModelId, U256, UnixSeconds};
 use rules::{Case, RULES, Say};
 
 pub use limits::{Gas, Limits, Worth, token};
@@ -124,8 +125,34 @@ pub struct Circumstances {
     pub load: Load,
     /// The newest block after the outlook's in which the contracts told of something that the outlook holds.
     pub changed: Option<u64>,
+    pub turn: Turn,
     /// `None` before the contracts were first asked: the rules that need it refuse.
     pub outlook: Option<Outlook>,
+}
+
+/// Whose turn a job is: of hosts that all claim at once all but one pay for nothing, so those who run this program may take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Turn {
+    /// How many hosts come before this one, for this job.
+    pub before: u32,
+    /// Since it could be claimed.
+    pub waited_seconds: u64,
+}
+
+impl Turn {
+    /// Returns how many of `hosts` come before `us` for a job that can be claimed since `block`: an order that everybody finds alike and
+    /// nobody can choose, another one for each job.
+    pub fn before(us: Address, hosts: &[Address], job: JobId, block: BlockRef) -> u32 {
+        let rank = |host: Address| {
+            let mut hasher = Keccak256::new();
+            hasher.update(job.0.to_be_bytes());
+            hasher.update(block.hash);
+            hasher.update(host);
+            hasher.finalize()
+        };
+        let ours = rank(us);
+        hosts.iter().filter(|host| **host != us && rank(**host) < ours).count() as u32
+    }
 }
 
 /// What this node has taken on.

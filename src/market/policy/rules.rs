@@ -3,14 +3,14 @@
 use std::fmt;
 
 use super::super::types::{Cid, ModelId, U256};
-use super::{Circumstances, Outlook, Policy, Served, net_of_fee};
+use super::{Circumstances, Outlook, Policy, Served, Turn, net_of_fee};
 use crate::market::job::Job;
 
 /// One rule: returns whether `case` passes, and says its numbers.
 pub type Rule = fn(&Case<'_>, &mut Say) -> bool;
 
 /// Every rule by name, in the order in which they are asked: what the job itself tells first.
-pub const RULES: [(&str, Rule); 24] = [
+pub const RULES: [(&str, Rule); 25] = [
     ("model", model),
     ("length", length),
     ("reserved", reserved),
@@ -35,6 +35,7 @@ pub const RULES: [(&str, Rule); 24] = [
     ("gas", gas),
     ("win", win),
     ("risk", risk),
+    ("turn", turn),
 ];
 
 /// Takes what a rule says: writes it down, or drops it unformatted.
@@ -340,6 +341,15 @@ fn win(case: &Case<'_>, say: &mut Say) -> bool {
     };
     say.it(format_args!("{won} of {decided} claims won, at least {least} % {how}"));
     case.for_us_alone() || !told || u64::from(won) * 100 >= u64::from(least) * u64::from(decided)
+}
+
+fn turn(case: &Case<'_>, say: &mut Say) -> bool {
+    let (Turn { before, waited_seconds }, each) = (case.at.turn, case.policy.limits.turn_seconds);
+    let needed = each.saturating_mul(before.into());
+    let alone = case.for_us_alone();
+    let how = if alone { "but it is for this host alone" } else { "asked" };
+    say.it(format_args!("{before} hosts come before this one, {waited_seconds} s waited, {needed} s {how}"));
+    alone || waited_seconds >= needed
 }
 
 /// What a claim puts at risk is the stake of the job: it is lost when the job is.

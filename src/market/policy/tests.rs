@@ -5,7 +5,7 @@ use super::*;
 use crate::market::event::{Commitment, Event, Level, Terms};
 use crate::market::gate::Gates;
 use crate::market::job::Fact;
-use crate::market::types::{B256, BlockRef, Cid, JobId};
+use crate::market::types::{B256, Cid};
 
 const US: Address = Address::repeat_byte(8);
 const RENTER: Address = Address::repeat_byte(9);
@@ -100,6 +100,7 @@ const FINE: Circumstances = Circumstances {
     grounds: [PROVEN; 2],
     load: Load { slots_taken: 1, queued_tokens: 64, held: 0, pending_claims: 0, chosen_last_hour: 3 },
     changed: None,
+    turn: Turn { before: 2, waited_seconds: 10 },
     outlook: Some(KNOWN),
 };
 
@@ -522,4 +523,31 @@ fn a_dearer_policy_takes_less_and_its_profit_has_a_sign() {
     // 4 875 000 and 98 wei after fees, twice 2 230 000 of gas.
     assert_eq!((cheap.profit(), covered.profit()), ("415098".into(), "2645000".into()));
     assert_eq!(run(&policy(), &jobs[..1]).profit(), "-2229902");
+}
+
+#[test]
+fn a_host_waits_until_those_before_it_had_their_turn() {
+    let (patient, at) = (limited(|l| l.turn_seconds = 5), |waited_seconds| Circumstances {
+        turn: Turn { before: 2, waited_seconds },
+        ..FINE
+    });
+    assert_eq!(refused_by(&patient, &job(|_| ()), &at(9)), "turn");
+    assert_eq!(refused_by(&patient, &job(|_| ()), &at(10)), "none");
+    assert_eq!(refused_by(&patient, &job(|t| t.reserved_for = Some(US)), &at(0)), "none");
+    assert_eq!(refused_by(&policy(), &job(|_| ()), &at(0)), "none", "no turns are taken");
+}
+
+#[test]
+fn every_host_finds_the_same_order_and_each_is_first_in_its_share_of_jobs() {
+    let hosts: Vec<Address> = (1..=3).map(Address::repeat_byte).collect();
+    let block = BlockRef { number: 1, hash: B256::repeat_byte(7) };
+    let mut first = [0; 3];
+    for id in 1..=600 {
+        let mut places: Vec<u32> = hosts.iter().map(|us| Turn::before(*us, &hosts, JobId(id), block)).collect();
+        first[places.iter().position(|place| *place == 0).expect("one is first")] += 1;
+        places.sort_unstable();
+        assert_eq!(places, [0, 1, 2]);
+    }
+    assert!(first.iter().all(|jobs| (150..250).contains(jobs)), "{first:?}");
+    assert_eq!(Turn::before(Address::repeat_byte(9), &[], JobId(1), block), 0);
 }
