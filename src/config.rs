@@ -153,6 +153,9 @@ pub struct HostConfig {
     /// A transaction that is not mined after so long is offered a higher fee.
     #[serde(default = "default_bump_after_seconds")]
     pub bump_after_seconds: u64,
+    /// How long what is under way may take to end when the node is told to stop.
+    #[serde(default = "default_shutdown_seconds")]
+    pub shutdown_seconds: u64,
     /// When to claim no more.
     #[serde(default)]
     pub breaker: breaker::Limits,
@@ -276,6 +279,9 @@ fn default_window() -> usize {
     16
 }
 fn default_bump_after_seconds() -> u64 {
+    30
+}
+fn default_shutdown_seconds() -> u64 {
     30
 }
 fn default_slots() -> usize {
@@ -439,6 +445,7 @@ impl Config {
         within("host.tokens_per_second", host.tokens_per_second.into(), 1, 1_000_000)?;
         within("host.window", host.window as u64, 1, 10_000)?;
         within("host.bump_after_seconds", host.bump_after_seconds, 1, 3600)?;
+        within("host.shutdown_seconds", host.shutdown_seconds, 0, 86_400)?;
 
         for (index, model) in host.models.iter().enumerate() {
             let at = |name: &str| format!("host.models[{index}].{name}");

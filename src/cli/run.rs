@@ -8,11 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::notify::Notify;
 use super::{Fault, Global, configuration, print_json};
 use crate::chain::{Chain, Failure};
 use crate::config::Config;
 use crate::http::{Health, Metrics};
-use crate::node::Node;
+use crate::node::{Left, Node};
 use crate::store::Store;
 use crate::tasks::indexer::Indexer;
 use crate::tasks::{Pass, Task};
@@ -27,9 +28,14 @@ pub struct IndexArguments {
     unproven: bool,
 }
 
-/// Runs the node until it is told to stop (SIGINT, SIGTERM) or a task breaks down.
+/// How long a node takes to end when nothing is under way any more.
+const STOP_MAX: Duration = Duration::from_secs(15);
+
+/// Runs the node until it is told to stop (SIGINT, SIGTERM) or a task breaks down. Told so, it finishes what is under way within
+/// `host.shutdown_seconds`; told again, it stops at once.
 pub async fn run(global: &Global) -> Result<()> {
     let config = configuration(global)?;
+    let mut notify = Notify::from_environment().map_err(|error| Fault::Usage.of(error))?;
     connect(&config).await?;
     let mut node = Node::start(&config).await?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -41,18 +47,58 @@ pub async fn run(global: &Global) -> Result<()> {
         json!({ "http": node.http_address(), "p2p": addresses, "host": node.host, "pid": std::process::id() });
     let file = config.data_dir.join("node.json");
     std::fs::write(&file, whereabouts.to_string()).with_context(|| format!("write {}", file.display()))?;
-    let failed = tokio::select! {
-        _ = interrupt.recv() => false,
-        _ = terminate.recv() => false,
-        () = node.failed() => true,
+    let mut beat = tokio::time::interval(notify.beat_every());
+    let failed = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break None,
+            _ = terminate.recv() => break None,
+            failed = node.failed() => break Some(failed),
+            _ = beat.tick() => tell(&node, &mut notify).await,
+        }
     };
-    tracing::info!("stopping: what is under way is taken up at the next start");
+    let limit = Duration::from_secs(config.host.as_ref().map_or(0, |host| host.shutdown_seconds));
+    if failed.is_none() {
+        notify.stopping(limit + STOP_MAX);
+        tracing::info!(seconds = limit.as_secs(), "stopping: nothing further is taken; what is under way may end");
+        let finish = async {
+            tokio::select! {
+                finished = tokio::time::timeout(limit, node.finish()) => finished.unwrap_or(Ok(()))?,
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                () = async {
+                    loop {
+                        beat.tick().await;
+                        tell(&node, &mut notify).await;
+                    }
+                } => {}
+            }
+            node.left().await
+        };
+        match finish.await {
+            Ok(left) if left == Left::default() => tracing::info!("everything under way has ended"),
+            Ok(left) => tracing::warn!(left.leases, left.unsent, "left for the next start: {left}"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "what is left is not known"),
+        }
+    }
+    notify.stopping(STOP_MAX);
     let _ = std::fs::remove_file(&file);
     node.stop().await;
-    if failed {
-        bail!("a task broke down: see the log");
+    match failed {
+        None => Ok(()),
+        Some(reason) => bail!("a task broke down: {reason}"),
     }
-    Ok(())
+}
+
+/// Tells the service manager how the node does.
+async fn tell(node: &Node, notify: &mut Notify) {
+    let (problems, overdue) = (node.health.problems(), node.health.overdue());
+    let block = node.store.cursor().await.ok().flatten().map_or(0, |cursor| cursor.number);
+    let jobs = node.store.reservations().await.map_or(0, |jobs| jobs.len());
+    let mut status = format!("block {block}, {jobs} jobs");
+    for problem in &problems {
+        status += &format!("; {}: {}", problem.part, problem.reason);
+    }
+    notify.beat(status, problems.is_empty(), !overdue.is_empty());
 }
 
 /// Connects and checks the endpoint; its failures have an exit code of their own.
