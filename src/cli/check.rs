@@ -241,7 +241,10 @@ pub async fn doctor(global: &Global) -> Result<()> {
                 for one in chain.each() {
                     note("endpoint", one.examine().await.map(|found| found.to_string()));
                 }
-                note("contracts", chain.check().await.map(|()| format!("code at all of them on chain {}", chain.id())));
+                note(
+                    "contracts",
+                    chain.check().await.map(|()| format!("all functions known at all of them on chain {}", chain.id())),
+                );
             }
             if let (Some(host), Ok(chain)) = (&config.host, &chain) {
                 match key::open(&host.keystore, &host.password_file) {
