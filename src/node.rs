@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::chain::{Chain, Signer, key};
+use crate::chain::{Chain, Signer};
 use crate::config::{Config, HostConfig, ModelConfig};
 use crate::content::Content;
 use crate::devnet;
@@ -413,7 +413,7 @@ async fn converse(
 
 impl Host {
     async fn prepare(config: &Config, host: &HostConfig, chain: &Chain) -> Result<Host> {
-        let signer = key::open(&host.keystore, &host.password_file)?;
+        let signer = host.account().await?;
         let us = signer.address();
         let registry = chain.contracts().node_registry;
         ensure!(

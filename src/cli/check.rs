@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Fault, Global, configuration, decimal, history, print_json, run};
 use crate::audit::Source;
-use crate::chain::{Bundle, Chain, key};
+use crate::chain::{Bundle, Chain};
 use crate::config::Config;
 use crate::market::types::Address;
 use crate::node;
@@ -247,7 +247,7 @@ pub async fn doctor(global: &Global) -> Result<()> {
                 );
             }
             if let (Some(host), Ok(chain)) = (&config.host, &chain) {
-                match key::open(&host.keystore, &host.password_file) {
+                match host.account().await {
                     Err(error) => note("key", Err(error)),
                     Ok(signer) => {
                         note("key", Ok(signer.address().to_string()));

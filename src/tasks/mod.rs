@@ -281,11 +281,11 @@ async fn abandon(store: &Store, job: JobId, reason: String) -> anyhow::Result<()
 ///
 /// # Errors
 /// If nothing was inferred for it here.
-fn sign_receipt(chain: &Chain, signer: &Signer, job: &Job) -> anyhow::Result<SignedReceipt> {
+async fn sign_receipt(chain: &Chain, signer: &Signer, job: &Job) -> anyhow::Result<SignedReceipt> {
     let inferred = job.inferred.as_ref().with_context(|| format!("job {} has no result here", job.id))?;
     let marketplace = chain.contracts().job_marketplace;
     let receipt = Receipt::new(chain.id(), marketplace, signer.address(), job.id, &job.terms, inferred);
-    let signature = signer.sign_hash(receipt.signing_hash())?;
+    let signature = signer.sign_hash(receipt.signing_hash()).await?;
     Ok(SignedReceipt { receipt, signature })
 }
 
