@@ -19,6 +19,7 @@ pub mod watchdog;
 pub mod worker;
 
 /// What decisions know beforehand: one task keeps it fresh, another decides.
+use settle::BREATH;
 pub use settle::Beat;
 pub use survey::{Sight, Survey};
 
