@@ -74,8 +74,9 @@ impl Notify {
         self.say(&lines);
     }
 
-    /// Tells that the node stops and needs at most `within` for it.
-    pub fn stopping(&self, within: Duration) {
+    /// Tells that the node stops and needs at most `within` for it. It is never ready after that.
+    pub fn stopping(&mut self, within: Duration) {
+        self.ready = true;
         self.say(&["STOPPING=1".to_owned(), format!("EXTEND_TIMEOUT_USEC={}", within.as_micros())]);
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::notify::Notify;
 use super::{Fault, Global, configuration, print_json};
@@ -38,7 +38,7 @@ pub async fn run(global: &Global) -> Result<()> {
     let mut notify = Notify::from_environment().map_err(|error| Fault::Usage.of(error))?;
     connect(&config).await?;
     let mut node = Node::start(&config).await?;
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut told = Told { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
     let role = node.host.map_or("observer".into(), |host| format!("host {host}"));
     let addresses: Vec<String> = node.p2p.listen_addresses().iter().map(ToString::to_string).collect();
     tracing::info!(role, http = %node.http_address(), peers = addresses.join(" "), "node started");
@@ -50,31 +50,14 @@ pub async fn run(global: &Global) -> Result<()> {
     let mut beat = tokio::time::interval(notify.beat_every());
     let failed = loop {
         tokio::select! {
-            _ = interrupt.recv() => break None,
-            _ = terminate.recv() => break None,
+            () = told.to_stop() => break None,
             failed = node.failed() => break Some(failed),
             _ = beat.tick() => tell(&node, &mut notify).await,
         }
     };
-    let limit = Duration::from_secs(config.host.as_ref().map_or(0, |host| host.shutdown_seconds));
     if failed.is_none() {
-        notify.stopping(limit + STOP_MAX);
-        tracing::info!(seconds = limit.as_secs(), "stopping: nothing further is taken; what is under way may end");
-        let finish = async {
-            tokio::select! {
-                finished = tokio::time::timeout(limit, node.finish()) => finished.unwrap_or(Ok(()))?,
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                () = async {
-                    loop {
-                        beat.tick().await;
-                        tell(&node, &mut notify).await;
-                    }
-                } => {}
-            }
-            node.left().await
-        };
-        match finish.await {
+        let limit = Duration::from_secs(config.host.as_ref().map_or(0, |host| host.shutdown_seconds));
+        match finish(&node, &mut notify, limit, &mut told).await {
             Ok(left) if left == Left::default() => tracing::info!("everything under way has ended"),
             Ok(left) => tracing::warn!(left.leases, left.unsent, "left for the next start: {left}"),
             Err(error) => tracing::warn!(error = format!("{error:#}"), "what is left is not known"),
@@ -87,6 +70,40 @@ pub async fn run(global: &Global) -> Result<()> {
         None => Ok(()),
         Some(reason) => bail!("a task broke down: {reason}"),
     }
+}
+
+/// How a process is told to stop.
+struct Told {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Told {
+    async fn to_stop(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Lets what is under way end, for at most `limit` and until told again. Returns what is left.
+async fn finish(node: &Node, notify: &mut Notify, limit: Duration, told: &mut Told) -> Result<Left> {
+    notify.stopping(limit + STOP_MAX);
+    tracing::info!(seconds = limit.as_secs(), "stopping: nothing further is taken; what is under way may end");
+    let mut beat = tokio::time::interval(notify.beat_every());
+    let beats = async {
+        loop {
+            beat.tick().await;
+            tell(node, notify).await;
+        }
+    };
+    tokio::select! {
+        finished = tokio::time::timeout(limit, node.finish()) => finished.unwrap_or(Ok(()))?,
+        () = told.to_stop() => {}
+        () = beats => {}
+    }
+    node.left().await
 }
 
 /// Tells the service manager how the node does.

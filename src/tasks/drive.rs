@@ -77,7 +77,7 @@ impl Drive {
                     if panics >= PANICS_MAX {
                         bail!("task {task} panicked {panics} times in a row, at last with: {panic}");
                     }
-                    // Of what is stored by now a later pass may make more.
+                    // Longer each time: what it met may be gone by then.
                     tokio::time::sleep(self.poll * 2_u32.pow(panics)).await;
                     continue;
                 }
