@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::chain::{self, Contracts, Endpoints};
+use crate::chain::key::{self, Keeper};
+use crate::chain::{self, Contracts, Endpoints, Signer};
 use crate::devnet;
 use crate::market::breaker;
 use crate::market::gate::Gates;
@@ -121,7 +122,13 @@ impl Default for HttpConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostConfig {
+    /// Who keeps the key.
+    #[serde(default)]
+    pub signer: Keeper,
+    /// The encrypted key and its password, where this machine keeps it.
+    #[serde(default)]
     pub keystore: PathBuf,
+    #[serde(default)]
     pub password_file: PathBuf,
     pub models: Vec<ModelConfig>,
     /// Net price of 1000 output tokens in the smallest unit, by payment token: `eth` or a contract's address.
@@ -153,6 +160,9 @@ pub struct HostConfig {
     /// A transaction that is not mined after so long is offered a higher fee.
     #[serde(default = "default_bump_after_seconds")]
     pub bump_after_seconds: u64,
+    /// How long what is under way may take to end when the node is told to stop.
+    #[serde(default = "default_shutdown_seconds")]
+    pub shutdown_seconds: u64,
     /// When to claim no more.
     #[serde(default)]
     pub breaker: breaker::Limits,
@@ -161,6 +171,20 @@ pub struct HostConfig {
     pub page_command: Vec<String>,
     /// Gets the same in a POST request.
     pub page_url: Option<String>,
+}
+
+impl HostConfig {
+    /// Returns the host's account, which can sign.
+    ///
+    /// # Errors
+    /// As [`key::open`] and [`key::remote`].
+    pub async fn account(&self) -> Result<Signer> {
+        match &self.signer {
+            Keeper::Keystore => key::open(&self.keystore, &self.password_file),
+            // Boxed: the clouds' libraries nest deeper than the compiler looks.
+            keeper => Box::pin(key::remote(keeper)).await,
+        }
+    }
 }
 
 /// A policy on its own, to be held against the past: what it leaves out is as the configuration has it.
@@ -278,6 +302,9 @@ fn default_window() -> usize {
 fn default_bump_after_seconds() -> u64 {
     30
 }
+fn default_shutdown_seconds() -> u64 {
+    30
+}
 fn default_slots() -> usize {
     4
 }
@@ -383,8 +410,12 @@ impl Config {
             absolute(&mut self.prover.python);
         }
         if let Some(host) = &mut self.host {
-            absolute(&mut host.keystore);
-            absolute(&mut host.password_file);
+            for file in [&mut host.keystore, &mut host.password_file] {
+                // Left out, it is missed below.
+                if !file.as_os_str().is_empty() {
+                    absolute(file);
+                }
+            }
             host.models.iter_mut().for_each(|model| absolute(&mut model.path));
             // A local chain makes blocks when it is asked to.
             let head_age = if self.chain.id == devnet::CHAIN_ID { 0 } else { HEAD_AGE_SECONDS };
@@ -419,6 +450,10 @@ impl Config {
         within("prover.concurrency", self.prover.concurrency as u64, 1, 64)?;
         within("prover.timeout_seconds", self.prover.timeout_seconds, 5, 86_400)?;
         let Some(host) = &self.host else { return Ok(()) };
+        for (name, file) in [("keystore", &host.keystore), ("password_file", &host.password_file)] {
+            let missing = host.signer == Keeper::Keystore && file.as_os_str().is_empty();
+            ensure!(!missing, "missing field `host.{name}`: where the encrypted key is (`fabstir key new` makes one)");
+        }
         ensure!(!host.models.is_empty(), "host.models is empty: a host serves at least one model");
         ensure!(!host.price_per_1k.is_empty(), "host.price_per_1k is empty: name a price for eth or a token's address");
         if let Some(url) = &host.page_url {
@@ -439,6 +474,7 @@ impl Config {
         within("host.tokens_per_second", host.tokens_per_second.into(), 1, 1_000_000)?;
         within("host.window", host.window as u64, 1, 10_000)?;
         within("host.bump_after_seconds", host.bump_after_seconds, 1, 3600)?;
+        within("host.shutdown_seconds", host.shutdown_seconds, 0, 86_400)?;
 
         for (index, model) in host.models.iter().enumerate() {
             let at = |name: &str| format!("host.models[{index}].{name}");
@@ -655,6 +691,22 @@ mod tests {
         assert_eq!(policy.price_per_1k.unwrap()[&Address::ZERO], U256::from(7));
         std::fs::write(&file, "keystore = 'k'").unwrap();
         assert!(format!("{:#}", PolicyFile::load(&file).unwrap_err()).contains("keystore"));
+    }
+
+    #[test]
+    fn a_host_says_who_keeps_its_key() {
+        let said = |signer: &str| {
+            let host = format!("[host]\n{signer}\nmodels=[{{path='none.gguf'}}]\nprice_per_1k={{eth='1'}}");
+            format!("{:#}", read(&format!("{MINIMAL}\n{host}"), &[]).unwrap_err())
+        };
+        assert!(said("keystore='k'").contains("missing field `host.password_file`"), "{}", said("keystore='k'"));
+        assert!(said("signer='keystore'").contains("missing field `host.keystore`"));
+        for kept in ["aws='alias/host'", "gcp={project='p',location='l',ring='r',key='k',version=1}"] {
+            let past = said(&format!("signer={{{kept}}}"));
+            assert!(past.contains("host.models[0].path"), "{past}");
+        }
+        assert!(said("signer={gcp={project='p'}}").contains("location"));
+        assert!(said("signer={vault='k'}").contains("vault"));
     }
 
     #[test]

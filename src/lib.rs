@@ -47,6 +47,8 @@
 //! - Which logs a block has is proven by its hash, or it is marked as an endpoint's word and no money is risked on it.
 //! - What the contracts keep is compared with what the logs told ([`tasks::sweep`]); a job of which they say otherwise is let alone.
 //! - An open breaker, a pause and a drain stop claims and nothing else; only the operator lifts them ([`tasks::breaker`]).
+//! - A panic costs a pass and a lease ([`tasks::drive`]); a pass that hangs, and work that does not move on ([`tasks::watchdog`]),
+//!   make the node not ready, by name.
 //! - A block that the chain called final is never taken back: an endpoint that has another stops claims and sends.
 //! - A signed transaction keeps its nonce; the same bytes go out again until a receipt stands in a canonical block. What takes its
 //!   place, to pay more or to do nothing, has the same nonce.

@@ -8,14 +8,15 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::chain::{Chain, Signer, key};
+use crate::chain::{Chain, Signer};
 use crate::config::{Config, HostConfig, ModelConfig};
 use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
-use crate::http::{self, Declined, Health, Kind, Metrics, Server};
+use crate::http::{self, Declined, Health, Metrics, Server};
 use crate::market::breaker;
 use crate::market::gate::Gates;
+use crate::market::job::Duty;
 use crate::market::policy::{Calibration, Limits, Policy, Served};
 use crate::market::types::{Address, ModelId};
 use crate::p2p::{self, Inbound, P2p};
@@ -23,8 +24,8 @@ use crate::page::Pager;
 use crate::prover::{self, Prover};
 use crate::store::Store;
 use crate::tasks::{
-    Guard, Live, Pass, Survey, Task, breaker::Breaker, desk::Desk, gossip, indexer, indexer::Indexer, prepare::Prepare,
-    prove::Prove, scheduler::Scheduler,
+    self, Guard, Live, Survey, Task, breaker::Breaker, desk::Desk, drive::Drive, drive::Phase, gossip, indexer,
+    indexer::Indexer, prepare::Prepare, prove::Prove, scheduler::Scheduler,
 };
 use crate::tasks::{
     settle::Settle,
@@ -33,6 +34,8 @@ use crate::tasks::{
     survey::Surveyor,
     sweep,
     sweep::Sweep,
+    watchdog,
+    watchdog::Watchdog,
     worker::Worker,
 };
 
@@ -44,6 +47,8 @@ const SURVEY_AGE_MAX: Duration = Duration::from_secs(60);
 const SWEEP_AGE_MAX: Duration = Duration::from_secs(600);
 /// A step of the model that takes longer means a stuck device.
 const STEP_AGE_MAX: Duration = Duration::from_secs(60);
+/// While a node finishes, what is left is looked at so often, and whenever the store changes.
+const LEFT_EVERY: Duration = Duration::from_millis(200);
 /// Token streams and receipts served at once; further ones wait.
 const CONVERSATIONS_MAX: usize = 256;
 
@@ -56,8 +61,25 @@ pub struct Node {
     /// The host's account; `None` for a node without a key.
     pub host: Option<Address>,
     server: Server,
-    stopping: watch::Sender<bool>,
-    tasks: JoinSet<()>,
+    /// What claims ask; an observer has none to ask.
+    guard: Guard,
+    phase: watch::Sender<Phase>,
+    tasks: JoinSet<Result<()>>,
+}
+
+/// What a host has begun and not finished; the next start takes it up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Left {
+    /// Inferences and proofs under way.
+    pub leases: usize,
+    /// Transactions that jobs of ours owe now and that never were on the wire.
+    pub unsent: usize,
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} inferences and proofs, {} transactions to send", self.leases, self.unsent)
+    }
 }
 
 /// What a host has beside any node's edges.
@@ -105,8 +127,9 @@ impl Node {
         let declined = Declined::default();
         let server = http::serve(config.http.listen, health.clone(), metrics.clone(), declined.clone()).await?;
         let us = host.as_ref().map(|host| host.signer.address());
-        let (stopping, _) = watch::channel(false);
-        let mut node = Node { store, chain, p2p, health, host: us, server, stopping, tasks: JoinSet::new() };
+        let (phase, _) = watch::channel(Phase::Runs);
+        let guard = Guard::default();
+        let mut node = Node { store, chain, p2p, health, host: us, server, guard, phase, tasks: JoinSet::new() };
         node.spawn(config, content, (metrics, declined), host, inbound).await?;
         Ok(node)
     }
@@ -116,21 +139,52 @@ impl Node {
         self.server.address
     }
 
-    /// Stops every task, then the peer, then the store. What was under way is taken up at the next start.
+    /// Takes no further work, and waits until what is under way is finished: inferences and proofs, and the transactions they owe.
+    /// Cancelled, it leaves the node so: claiming nothing, and ready for [`Node::stop`].
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn finish(&self) -> Result<()> {
+        self.guard.close();
+        self.phase.send_if_modified(|phase| std::mem::replace(phase, (*phase).max(Phase::Finishes)) == Phase::Runs);
+        let mut changes = self.store.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.left().await? == Left::default() {
+                return Ok(());
+            }
+            let _ = tokio::time::timeout(LEFT_EVERY, changes.changed()).await;
+        }
+    }
+
+    /// Returns what is begun and not finished.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn left(&self) -> Result<Left> {
+        let Some(us) = self.host else { return Ok(Left::default()) };
+        let leases = self.store.under_way([Duty::Infer, Duty::Prove]).await?;
+        Ok(Left { leases, unsent: tasks::unsent(&self.store, us).await? })
+    }
+
+    /// Stops every task at once, then the peer, then the store. What was under way is taken up at the next start.
     pub async fn stop(mut self) {
-        self.stopping.send_replace(true);
+        self.phase.send_replace(Phase::Stops);
         while self.tasks.join_next().await.is_some() {}
         self.p2p.shutdown().await;
         self.store.close().await;
     }
 
-    /// Waits until a task ends, which none does by itself: returns only after a panic.
-    pub async fn failed(&mut self) {
+    /// Waits until a task breaks down, which none does but by panics. Returns which and why.
+    pub async fn failed(&mut self) -> String {
         while let Some(ended) = self.tasks.join_next().await {
-            if ended.is_err() {
-                return;
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return format!("{error:#}"),
+                Err(error) => return error.to_string(),
             }
         }
+        std::future::pending().await
     }
 
     async fn spawn(
@@ -160,15 +214,18 @@ impl Node {
             }
         }
         self.watch_endpoints(&metrics);
+        self.health.expect(watchdog::PART, REPORT_AGE_MAX);
+        let watchdog = Watchdog::new(store.clone(), self.health.clone(), metrics.clone(), self.host);
+        self.drive(watchdog, watchdog::LOOK_EVERY, never(), &metrics);
         let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
         let Some(host) = host else {
-            self.tasks.spawn(converse(inbound, listener, None, metrics, self.p2p.clone(), self.stopping.subscribe()));
+            self.keep(converse(inbound, listener, None, metrics, self.p2p.clone()));
             return Ok(());
         };
         self.watch_engines(&host);
         let live = Live::default();
         let us = host.signer.address();
-        let guard = Guard::default();
+        let guard = self.guard.clone();
         self.health.expect(crate::tasks::breaker::PART, REPORT_AGE_MAX);
         let edges = (chain.clone(), store.clone(), self.health.clone(), metrics.clone());
         let breaker = Breaker::new(edges, us, host.breaker, host.policy.fee_bps, host.pager, guard.clone());
@@ -211,6 +268,7 @@ impl Node {
                 prover: host.prover.clone(),
                 metrics: metrics.clone(),
                 us,
+                proof_max: Duration::from_secs(config.prover.timeout_seconds),
             };
             self.drive(prove, poll, store.changes(), &metrics);
         }
@@ -251,55 +309,37 @@ impl Node {
             p2p: self.p2p.clone(),
             signer: host.signer,
         };
-        self.tasks.spawn(converse(inbound, listener, Some(desk), metrics, self.p2p.clone(), self.stopping.subscribe()));
+        self.keep(converse(inbound, listener, Some(desk), metrics, self.p2p.clone()));
         Ok(())
     }
 
     /// Runs a task's passes until the node stops: again at once after work, else when woken or after `poll`.
-    fn drive<T: Task>(&mut self, mut task: T, poll: Duration, mut wake: watch::Receiver<u64>, metrics: &Metrics) {
-        let mut stopping = self.stopping.subscribe();
-        let failures = metrics.failures.get_or_create_owned(&Kind::of(T::NAME));
+    fn drive<T: Task>(&mut self, task: T, poll: Duration, wake: watch::Receiver<u64>, metrics: &Metrics) {
+        let (health, metrics, phase) = (self.health.clone(), metrics.clone(), self.phase.subscribe());
+        self.tasks.spawn(Drive { poll, health, metrics, phase }.run(task, wake));
+    }
+
+    /// Runs `work`, which never ends by itself, until the node stops.
+    fn keep(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut phase = self.phase.subscribe();
         self.tasks.spawn(async move {
-            let run = async {
-                loop {
-                    wake.borrow_and_update();
-                    match task.pass().await {
-                        Ok(Pass::Again) => continue,
-                        Ok(Pass::Idle) => {}
-                        Err(error) => {
-                            failures.inc();
-                            tracing::warn!(task = T::NAME, error = format!("{error:#}"), "a pass failed: trying again");
-                            tokio::time::sleep(poll).await;
-                        }
-                    }
-                    tokio::select! {
-                        changed = wake.changed() => if changed.is_err() { tokio::time::sleep(poll).await },
-                        _ = tokio::time::sleep(poll) => {}
-                    }
-                }
-            };
             tokio::select! {
-                () = run => {}
-                _ = stopping.wait_for(|stopping| *stopping) => {}
+                () = work => {}
+                _ = phase.wait_for(|phase| *phase == Phase::Stops) => {}
             }
+            Ok(())
         });
     }
 
     /// Carries what was asked of the chain's endpoints to the metrics.
     fn watch_endpoints(&mut self, metrics: &Metrics) {
-        let (chain, metrics, mut stopping) = (self.chain.clone(), metrics.clone(), self.stopping.subscribe());
-        self.tasks.spawn(async move {
-            let watch = async {
-                loop {
-                    for endpoint in chain.endpoints() {
-                        metrics.count_endpoint(endpoint.name, endpoint.requests, endpoint.failures);
-                    }
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+        let (chain, metrics) = (self.chain.clone(), metrics.clone());
+        self.keep(async move {
+            loop {
+                for endpoint in chain.endpoints() {
+                    metrics.count_endpoint(endpoint.name, endpoint.requests, endpoint.failures);
                 }
-            };
-            tokio::select! {
-                () = watch => {}
-                _ = stopping.wait_for(|stopping| *stopping) => {}
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
         });
     }
@@ -308,24 +348,18 @@ impl Node {
     fn watch_engines(&mut self, host: &Host) {
         const PART: &str = "engine";
         self.health.expect(PART, REPORT_AGE_MAX);
-        let (health, engines, mut stopping) = (self.health.clone(), host.engines.clone(), self.stopping.subscribe());
-        self.tasks.spawn(async move {
-            let watch = async {
-                loop {
-                    let stuck = engines.iter().find(|engine| {
-                        let stats = engine.stats();
-                        !stats.alive || stats.step_age.is_some_and(|age| age > STEP_AGE_MAX)
-                    });
-                    match stuck {
-                        None => health.well(PART),
-                        Some(engine) => health.ill(PART, format!("model {} is stuck or gone", engine.model().name)),
-                    }
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+        let (health, engines) = (self.health.clone(), host.engines.clone());
+        self.keep(async move {
+            loop {
+                let stuck = engines.iter().find(|engine| {
+                    let stats = engine.stats();
+                    !stats.alive || stats.step_age.is_some_and(|age| age > STEP_AGE_MAX)
+                });
+                match stuck {
+                    None => health.well(PART),
+                    Some(engine) => health.ill(PART, format!("model {} is stuck or gone", engine.model().name)),
                 }
-            };
-            tokio::select! {
-                () = watch => {}
-                _ = stopping.wait_for(|stopping| *stopping) => {}
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
         });
     }
@@ -338,12 +372,10 @@ async fn converse(
     desk: Option<Desk>,
     metrics: Metrics,
     p2p: P2p,
-    mut stopping: watch::Receiver<bool>,
 ) {
     let mut conversations: JoinSet<Result<()>> = JoinSet::new();
     loop {
         let event = tokio::select! {
-            _ = stopping.wait_for(|stopping| *stopping) => return,
             Some(ended) = conversations.join_next() => {
                 if let Ok(Err(error)) = ended {
                     tracing::debug!(error = format!("{error:#}"), "a conversation with a peer broke off");
@@ -381,7 +413,7 @@ async fn converse(
 
 impl Host {
     async fn prepare(config: &Config, host: &HostConfig, chain: &Chain) -> Result<Host> {
-        let signer = key::open(&host.keystore, &host.password_file)?;
+        let signer = host.account().await?;
         let us = signer.address();
         let registry = chain.contracts().node_registry;
         ensure!(

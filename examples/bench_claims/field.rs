@@ -37,7 +37,7 @@ pub async fn claim(place: &Place, rate: u64, limit: Duration) -> Result<Vec<f64>
             };
             let call = place.book.contracts.claim(JobId(job));
             let (gas, pulse) = (300_000, place.chain.pulse(signer.address()).await?);
-            let (hash, raw) = signer.sign(place.chain.id(), pulse.nonce, gas, pulse.fees, &call)?;
+            let (hash, raw) = signer.sign(place.chain.id(), pulse.nonce, gas, pulse.fees, &call).await?;
             place.chain.send(&[raw]).await?.first().context("no answer")?;
             latencies.push(told.elapsed().as_secs_f64() * 1e3);
             while place.chain.ended(&[hash]).await?.is_empty() && Instant::now() < until {

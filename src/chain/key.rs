@@ -1,13 +1,82 @@
-//! Keys on disk: the encrypted keystore a host or renter signs with. A key never leaves this room but inside a [`Signer`].
+//! Keys on disk: the encrypted keystore a host or renter signs with; and keys that a cloud keeps, which signs with them. A key never
+//! leaves this room but inside a [`Signer`].
 //!
 //! Format: Web3 secret storage version 3, so that other Ethereum tools read it.
 
 use std::path::Path;
 
 use alloy::signers::local::PrivateKeySigner;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
 
 use super::Signer;
+
+/// Who keeps the key of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keeper {
+    /// An encrypted file on this machine.
+    #[default]
+    Keystore,
+    /// AWS KMS, by the key's id, alias or ARN; credentials and region come from the environment, as of any AWS program.
+    Aws(String),
+    /// Google Cloud KMS; credentials come from the environment, as of any Google Cloud program.
+    Gcp(GcpKey),
+}
+
+/// A version of a key in Google Cloud KMS.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GcpKey {
+    pub project: String,
+    pub location: String,
+    pub ring: String,
+    pub key: String,
+    pub version: u64,
+}
+
+/// Returns the account of a key that a cloud keeps. It must be one for ECDSA over secp256k1.
+///
+/// # Errors
+/// If the cloud does not answer or refuses, or this program was built without it.
+pub async fn remote(keeper: &Keeper) -> Result<Signer> {
+    match keeper {
+        Keeper::Keystore => bail!("a keystore is opened, not asked"),
+        Keeper::Aws(id) => aws(id).await.with_context(|| format!("host.signer: the key {id} of AWS KMS")),
+        Keeper::Gcp(key) => {
+            gcp(key).await.with_context(|| format!("host.signer: the key {} of Google Cloud KMS", key.key))
+        }
+    }
+}
+
+#[cfg(feature = "aws")]
+async fn aws(id: &str) -> Result<Signer> {
+    use alloy::signers::aws::{AwsSigner, aws_sdk_kms::Client};
+    let config = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
+    Ok(Signer::of_a_keeper(AwsSigner::new(Client::new(&config), id.to_owned(), None).await?))
+}
+
+#[cfg(not(feature = "aws"))]
+async fn aws(_: &str) -> Result<Signer> {
+    bail!("this program was built without it: build it with `cargo build --features aws`")
+}
+
+#[cfg(feature = "gcp")]
+async fn gcp(key: &GcpKey) -> Result<Signer> {
+    use alloy::signers::gcp::gcloud_sdk::GoogleApi;
+    use alloy::signers::gcp::gcloud_sdk::google::cloud::kms::v1::key_management_service_client::KeyManagementServiceClient;
+    use alloy::signers::gcp::{GcpKeyRingRef, GcpSigner, KeySpecifier};
+    let ring = GcpKeyRingRef::new(&key.project, &key.location, &key.ring);
+    let client =
+        GoogleApi::from_function(KeyManagementServiceClient::new, "https://cloudkms.googleapis.com", None).await?;
+    let keeper = GcpSigner::new(client, KeySpecifier::new(ring, &key.key, key.version), None).await?;
+    Ok(Signer::of_a_keeper(keeper))
+}
+
+#[cfg(not(feature = "gcp"))]
+async fn gcp(_: &GcpKey) -> Result<Signer> {
+    bail!("this program was built without it: build it with `cargo build --features gcp`")
+}
 
 /// Makes a new random key and writes it, encrypted, to `keystore`, which must not exist. Returns its signer.
 ///

@@ -14,6 +14,7 @@ mod prove;
 mod reach;
 mod record;
 mod send;
+mod spoken;
 #[cfg(test)]
 mod tests;
 mod versions;
@@ -166,10 +167,11 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Connects over HTTP and checks that the chain `id` is served and has code at every contract.
+    /// Connects over HTTP and checks that the chain `id` is served and has at every contract the code to be called.
     ///
     /// # Errors
-    /// If no endpoint answers, one serves another chain and no other answers, or a contract has no code there.
+    /// If no endpoint answers, one serves another chain and no other answers, or a contract has no code there or lacks a function
+    /// that this program calls.
     pub async fn connect(endpoints: impl Into<Endpoints>, id: u64, contracts: Contracts) -> Result<Self> {
         let chain = Self::unchecked(endpoints, id, contracts)?;
         chain.check().await?;
@@ -253,7 +255,7 @@ impl Chain {
         &self.endpoint
     }
 
-    /// Checks chain id and contract code.
+    /// Checks chain id and contract code, which must know every function that this program calls.
     ///
     /// # Errors
     /// As [`Chain::connect`].
@@ -262,6 +264,7 @@ impl Chain {
             // An endpoint's first call, whatever it is, checks which chain it serves.
             let code = self.provider.get_code_at(address).await.with_context(|| format!("read code at {address}"))?;
             ensure!(!code.is_empty(), "contracts.{name} = {address} has no code on chain {}", self.id);
+            self.check_functions(name, address, &code).await?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use alloy::consensus::{SignableTransaction, TxEip1559};
 use alloy::eips::eip2718::Encodable2718;
 use alloy::eips::{BlockId, BlockNumberOrTag};
-use alloy::primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
+use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256, eip191_hash_message, keccak256};
 use alloy::providers::Provider;
 use alloy::rpc::json_rpc::ErrorPayload;
 use alloy::signers::SignerSync;
@@ -21,7 +21,19 @@ use crate::market::types::BlockRef;
 
 /// An account that can sign. Never prints its key.
 #[derive(Clone)]
-pub struct Signer(PrivateKeySigner);
+pub struct Signer {
+    address: Address,
+    key: Key,
+}
+
+/// Who has an account's key.
+#[derive(Clone)]
+enum Key {
+    Ours(PrivateKeySigner),
+    /// Somebody else, who is asked for each signature.
+    #[cfg(any(feature = "aws", feature = "gcp"))]
+    Theirs(std::sync::Arc<dyn alloy::signers::Signer + Send + Sync>),
+}
 
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,35 +77,49 @@ pub enum Sent {
 
 impl Signer {
     pub(super) fn new(key: PrivateKeySigner) -> Self {
-        Self(key)
+        Self { address: key.address(), key: Key::Ours(key) }
+    }
+
+    #[cfg(any(feature = "aws", feature = "gcp"))]
+    pub(super) fn of_a_keeper(keeper: impl alloy::signers::Signer + Send + Sync + 'static) -> Self {
+        Self { address: keeper.address(), key: Key::Theirs(std::sync::Arc::new(keeper)) }
+    }
+
+    async fn signature(&self, hash: B256) -> alloy::signers::Result<Signature> {
+        match &self.key {
+            Key::Ours(key) => key.sign_hash_sync(&hash),
+            #[cfg(any(feature = "aws", feature = "gcp"))]
+            Key::Theirs(keeper) => keeper.sign_hash(&hash).await,
+        }
     }
 
     /// Returns the account's address.
     pub fn address(&self) -> Address {
-        self.0.address()
+        self.address
     }
 
     /// Signs a 32-byte hash; 65 bytes `r ‖ s ‖ v`.
     ///
     /// # Errors
-    /// If the key cannot sign.
-    pub fn sign_hash(&self, hash: B256) -> Result<Bytes> {
-        Ok(self.0.sign_hash_sync(&hash).context("sign a hash")?.as_bytes().to_vec().into())
+    /// If the key cannot sign, or who keeps it does not answer.
+    pub async fn sign_hash(&self, hash: B256) -> Result<Bytes> {
+        Ok(self.signature(hash).await.context("sign a hash")?.as_bytes().to_vec().into())
     }
 
     /// Signs a text as EIP-191 personal message; 65 bytes.
     ///
     /// # Errors
-    /// If the key cannot sign.
-    pub fn sign_text(&self, text: &str) -> Result<Bytes> {
-        Ok(self.0.sign_message_sync(text.as_bytes()).context("sign a text")?.as_bytes().to_vec().into())
+    /// If the key cannot sign, or who keeps it does not answer.
+    pub async fn sign_text(&self, text: &str) -> Result<Bytes> {
+        let hash = eip191_hash_message(text);
+        Ok(self.signature(hash).await.context("sign a text")?.as_bytes().to_vec().into())
     }
 
     /// Returns the signed EIP-1559 transaction and its hash. Nothing is sent.
     ///
     /// # Errors
-    /// If the key cannot sign.
-    pub fn sign(&self, chain_id: u64, nonce: u64, gas: u64, fees: Fees, call: &Call) -> Result<(B256, Bytes)> {
+    /// If the key cannot sign, or who keeps it does not answer.
+    pub async fn sign(&self, chain_id: u64, nonce: u64, gas: u64, fees: Fees, call: &Call) -> Result<(B256, Bytes)> {
         let tx = TxEip1559 {
             chain_id,
             nonce,
@@ -105,7 +131,7 @@ impl Signer {
             access_list: Default::default(),
             input: call.data.clone(),
         };
-        let signature = self.0.sign_hash_sync(&tx.signature_hash()).context("sign a transaction")?;
+        let signature = self.signature(tx.signature_hash()).await.context("sign a transaction")?;
         let raw: Bytes = tx.into_signed(signature).encoded_2718().into();
         Ok((keccak256(&raw), raw))
     }
@@ -275,7 +301,7 @@ impl Chain {
             bail!("the contract refuses: {reason}");
         }
         let (gas, fees, nonce) = (self.gas(from, call).await?, self.fees().await?, self.nonce(from).await?);
-        let (hash, raw) = signer.sign(self.id, nonce, gas, fees, call)?;
+        let (hash, raw) = signer.sign(self.id, nonce, gas, fees, call).await?;
         let said =
             self.send(&[raw]).await.with_context(|| format!("send transaction {hash}, which may have arrived"))?;
         if let Some(refused) = said.into_iter().find(|said| *said != Sent::Accepted) {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Fault, Global, configuration, decimal, history, print_json, run};
 use crate::audit::Source;
-use crate::chain::{Bundle, Chain, key};
+use crate::chain::{Bundle, Chain};
 use crate::config::Config;
 use crate::market::types::Address;
 use crate::node;
@@ -241,10 +241,13 @@ pub async fn doctor(global: &Global) -> Result<()> {
                 for one in chain.each() {
                     note("endpoint", one.examine().await.map(|found| found.to_string()));
                 }
-                note("contracts", chain.check().await.map(|()| format!("code at all of them on chain {}", chain.id())));
+                note(
+                    "contracts",
+                    chain.check().await.map(|()| format!("all functions known at all of them on chain {}", chain.id())),
+                );
             }
             if let (Some(host), Ok(chain)) = (&config.host, &chain) {
-                match key::open(&host.keystore, &host.password_file) {
+                match host.account().await {
                     Err(error) => note("key", Err(error)),
                     Ok(signer) => {
                         note("key", Ok(signer.address().to_string()));

@@ -9,7 +9,6 @@ use serde_json::json;
 
 use super::history::{existing, open};
 use super::{Fault, Global, configuration, plain, print_json, say};
-use crate::chain::key;
 use crate::config::Config;
 use crate::market::job::{Job, Next, Outcome};
 use crate::market::types::{Address, JobId};
@@ -53,10 +52,10 @@ pub enum JobCommand {
 }
 
 /// Returns the account of the configured host.
-pub fn account(global: &Global, config: &Config) -> Result<Address> {
+pub async fn account(global: &Global, config: &Config) -> Result<Address> {
     let missing = || Fault::Usage.of(anyhow!("{} has no [host] section", global.config.display()));
     let host = config.host.as_ref().ok_or_else(missing)?;
-    Ok(key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?.address())
+    Ok(host.account().await.map_err(|error| Fault::Usage.of(error))?.address())
 }
 
 /// Runs `fabstir pause`.
@@ -107,7 +106,7 @@ pub fn told(hold: &Hold) -> String {
 pub async fn drain(global: &Global, arguments: &DrainArguments) -> Result<()> {
     let config = configuration(global)?;
     existing(&config)?;
-    let us = if arguments.wait { Some(account(global, &config)?) } else { None };
+    let us = if arguments.wait { Some(account(global, &config).await?) } else { None };
     let store = open(&config).await?;
     match us {
         None => hold(global, &store, HoldKind::Draining, &arguments.reason).await?,
@@ -161,7 +160,7 @@ async fn owed(store: &Store, us: Address) -> Result<u64> {
 pub async fn job(global: &Global, command: &JobCommand) -> Result<()> {
     let config = configuration(global)?;
     existing(&config)?;
-    let us = account(global, &config)?;
+    let us = account(global, &config).await?;
     let store = open(&config).await?;
     let id = JobId(match command {
         JobCommand::Retry { job } | JobCommand::Abandon { job, .. } => *job,

@@ -38,7 +38,7 @@ enum Group {
 pub async fn ledger(global: &Global, arguments: &LedgerArguments) -> Result<()> {
     let config = configuration(global)?;
     existing(&config)?;
-    let us = account(global, &config)?;
+    let us = account(global, &config).await?;
     let store = open(&config).await?;
     let by = match arguments.by {
         Group::Model => By::Model,

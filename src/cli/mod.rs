@@ -12,6 +12,7 @@ mod export;
 mod history;
 mod keys;
 mod ledger;
+mod notify;
 mod policy;
 mod run;
 mod sql;

@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use serde_json::json;
 
 use super::{Fault, Global, configuration, decimal, history, plain, print_json, refuse_while_running, say};
-use crate::chain::{Chain, key};
+use crate::chain::Chain;
 use crate::config::{Config, HostConfig, ModelConfig, PolicyFile};
 use crate::content::Content;
 use crate::engine::{self, Engine, Request};
@@ -70,7 +70,7 @@ fn policy_of(config: &Config, host: &HostConfig, us: Address, fee_bps: u16) -> R
 pub async fn explain(global: &Global, arguments: &ExplainArguments) -> Result<()> {
     let config = configuration(global)?;
     let host = host_of(&config)?;
-    let us = key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?.address();
+    let us = host.account().await.map_err(|error| Fault::Usage.of(error))?.address();
     let (store, id) = (history::open(&config).await?, JobId(arguments.job));
     let job = store.job(id).await?.with_context(|| format!("job {id} is not in the database"))?;
     let chain = Chain::unchecked(config.chain.endpoints(), config.chain.id, config.contracts.clone())?;
@@ -136,7 +136,7 @@ pub async fn backtest(global: &Global, arguments: &BacktestArguments) -> Result<
     let config = configuration(global)?;
     let today = host_of(&config)?;
     let new = PolicyFile::load(&arguments.policy).map_err(|error| Fault::Usage.of(error))?.over(today);
-    let us = key::open(&today.keystore, &today.password_file).map_err(|error| Fault::Usage.of(error))?.address();
+    let us = today.account().await.map_err(|error| Fault::Usage.of(error))?.address();
     let store = history::open(&config).await?;
     let jobs = store.past_jobs(arguments.from, arguments.to).await?;
     let gas_price = match arguments.gas_price {

@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::notify::Notify;
 use super::{Fault, Global, configuration, print_json};
 use crate::chain::{Chain, Failure};
 use crate::config::Config;
 use crate::http::{Health, Metrics};
-use crate::node::Node;
+use crate::node::{Left, Node};
 use crate::store::Store;
 use crate::tasks::indexer::Indexer;
 use crate::tasks::{Pass, Task};
@@ -27,12 +28,17 @@ pub struct IndexArguments {
     unproven: bool,
 }
 
-/// Runs the node until it is told to stop (SIGINT, SIGTERM) or a task breaks down.
+/// How long a node takes to end when nothing is under way any more.
+const STOP_MAX: Duration = Duration::from_secs(15);
+
+/// Runs the node until it is told to stop (SIGINT, SIGTERM) or a task breaks down. Told so, it finishes what is under way within
+/// `host.shutdown_seconds`; told again, it stops at once.
 pub async fn run(global: &Global) -> Result<()> {
     let config = configuration(global)?;
+    let mut notify = Notify::from_environment().map_err(|error| Fault::Usage.of(error))?;
     connect(&config).await?;
     let mut node = Node::start(&config).await?;
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut told = Told { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
     let role = node.host.map_or("observer".into(), |host| format!("host {host}"));
     let addresses: Vec<String> = node.p2p.listen_addresses().iter().map(ToString::to_string).collect();
     tracing::info!(role, http = %node.http_address(), peers = addresses.join(" "), "node started");
@@ -41,18 +47,75 @@ pub async fn run(global: &Global) -> Result<()> {
         json!({ "http": node.http_address(), "p2p": addresses, "host": node.host, "pid": std::process::id() });
     let file = config.data_dir.join("node.json");
     std::fs::write(&file, whereabouts.to_string()).with_context(|| format!("write {}", file.display()))?;
-    let failed = tokio::select! {
-        _ = interrupt.recv() => false,
-        _ = terminate.recv() => false,
-        () = node.failed() => true,
+    let mut beat = tokio::time::interval(notify.beat_every());
+    let failed = loop {
+        tokio::select! {
+            () = told.to_stop() => break None,
+            failed = node.failed() => break Some(failed),
+            _ = beat.tick() => tell(&node, &mut notify).await,
+        }
     };
-    tracing::info!("stopping: what is under way is taken up at the next start");
+    if failed.is_none() {
+        let limit = Duration::from_secs(config.host.as_ref().map_or(0, |host| host.shutdown_seconds));
+        match finish(&node, &mut notify, limit, &mut told).await {
+            Ok(left) if left == Left::default() => tracing::info!("everything under way has ended"),
+            Ok(left) => tracing::warn!(left.leases, left.unsent, "left for the next start: {left}"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "what is left is not known"),
+        }
+    }
+    notify.stopping(STOP_MAX);
     let _ = std::fs::remove_file(&file);
     node.stop().await;
-    if failed {
-        bail!("a task broke down: see the log");
+    match failed {
+        None => Ok(()),
+        Some(reason) => bail!("a task broke down: {reason}"),
     }
-    Ok(())
+}
+
+/// How a process is told to stop.
+struct Told {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Told {
+    async fn to_stop(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Lets what is under way end, for at most `limit` and until told again. Returns what is left.
+async fn finish(node: &Node, notify: &mut Notify, limit: Duration, told: &mut Told) -> Result<Left> {
+    notify.stopping(limit + STOP_MAX);
+    tracing::info!(seconds = limit.as_secs(), "stopping: nothing further is taken; what is under way may end");
+    let mut beat = tokio::time::interval(notify.beat_every());
+    let beats = async {
+        loop {
+            beat.tick().await;
+            tell(node, notify).await;
+        }
+    };
+    tokio::select! {
+        finished = tokio::time::timeout(limit, node.finish()) => finished.unwrap_or(Ok(()))?,
+        () = told.to_stop() => {}
+        () = beats => {}
+    }
+    node.left().await
+}
+
+/// Tells the service manager how the node does.
+async fn tell(node: &Node, notify: &mut Notify) {
+    let (problems, overdue) = (node.health.problems(), node.health.overdue());
+    let block = node.store.cursor().await.ok().flatten().map_or(0, |cursor| cursor.number);
+    let jobs = node.store.reservations().await.map_or(0, |jobs| jobs.len());
+    let mut status = format!("block {block}, {jobs} jobs");
+    for problem in &problems {
+        status += &format!("; {}: {}", problem.part, problem.reason);
+    }
+    notify.beat(status, problems.is_empty(), !overdue.is_empty());
 }
 
 /// Connects and checks the endpoint; its failures have an exit code of their own.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::run::connect;
 use super::{Fault, Global, configuration, decimal, print_json};
 use crate::chain::call::{self, Call};
-use crate::chain::{Chain, Mined, Signer, key};
+use crate::chain::{Chain, Mined, Signer};
 use crate::config::{Config, HostConfig};
 use crate::engine;
 use crate::market::types::{Address, U256, UnixSeconds};
@@ -57,7 +57,7 @@ impl Account {
         let config = configuration(global)?;
         let host = section(&config, global)?;
         super::refuse_while_running(&config)?;
-        let signer = key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?;
+        let signer = host.account().await.map_err(|error| Fault::Usage.of(error))?;
         let chain = connect(&config).await?;
         Ok(Account { config, chain, signer })
     }
@@ -131,7 +131,7 @@ pub async fn stake(global: &Global, command: &StakeCommand) -> Result<()> {
     if let StakeCommand::Show = command {
         let config = configuration(global)?;
         let host = section(&config, global)?;
-        let us = key::open(&host.keystore, &host.password_file).map_err(|error| Fault::Usage.of(error))?.address();
+        let us = host.account().await.map_err(|error| Fault::Usage.of(error))?.address();
         return show(global, &connect(&config).await?, us).await;
     }
     let account = Account::open(global).await?;

@@ -51,6 +51,10 @@ pub struct Metrics {
     pub receipts: Family<Kind, Counter>,
     /// By task.
     pub failures: Family<Kind, Counter>,
+    pub panics: Family<Kind, Counter>,
+    pub pass_seconds: Family<Kind, Histogram>,
+    pub(super) pass_age_seconds: Family<Kind, Gauge>,
+    pub oldest_lease_seconds: Gauge,
     pub peers: Gauge,
     rpc_requests: Family<Endpoint, Counter>,
     rpc_failures: Family<Endpoint, Counter>,
@@ -84,6 +88,10 @@ impl Metrics {
             proof_seconds: seconds(),
             receipts: Family::default(),
             failures: Family::default(),
+            panics: Family::default(),
+            pass_seconds: Family::new_with_constructor(|| Histogram::new([0.01, 0.1, 1.0, 10.0, 100.0])),
+            pass_age_seconds: Family::default(),
+            oldest_lease_seconds: Gauge::default(),
             peers: Gauge::default(),
             rpc_requests: Family::default(),
             rpc_failures: Family::default(),
@@ -144,6 +152,20 @@ impl Metrics {
         registry.register_with_unit("proof", "time to make and verify a proof", Unit::Seconds, m.proof_seconds.clone());
         registry.register("receipts", "receipts that reached this node, by verdict", m.receipts.clone());
         registry.register("failures", "passes that failed, by task", m.failures.clone());
+        registry.register("panics", "passes that panicked, by task", m.panics.clone());
+        registry.register_with_unit("task_pass", "time of one pass, by task", Unit::Seconds, m.pass_seconds.clone());
+        registry.register_with_unit(
+            "task_pass_age",
+            "time since a task's last pass ended",
+            Unit::Seconds,
+            m.pass_age_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "oldest_lease",
+            "time since the oldest inference or proof under way was begun",
+            Unit::Seconds,
+            m.oldest_lease_seconds.clone(),
+        );
         registry.register("peers", "connected peers", m.peers.clone());
         registry.register("rpc_requests", "HTTP requests to each of the chain's endpoints", m.rpc_requests.clone());
         registry.register("rpc_failures", "calls that an endpoint gave no answer to", m.rpc_failures.clone());

@@ -23,9 +23,43 @@ use tokio::sync::oneshot;
 pub use declined::{Declined, Skipped};
 pub use metrics::{Kind, Metrics};
 
-/// What the parts of a node said about themselves last. Clones share it.
+/// What the parts of a node said about themselves last, and what its tasks are at. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Part>>>);
+pub struct Health(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    parts: BTreeMap<&'static str, Part>,
+    /// The passes that run now, in the order in which they began.
+    passes: BTreeMap<u64, Running>,
+    begun: u64,
+    /// When each task's last pass ended, or its first began.
+    ended: BTreeMap<&'static str, Instant>,
+}
+
+/// A pass that runs now, of a task, since when and how long it may take.
+#[derive(Debug)]
+struct Running {
+    task: &'static str,
+    since: Instant,
+    limit: Duration,
+}
+
+/// A pass under watch; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Watched {
+    health: Health,
+    pass: u64,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut known = self.health.lock();
+        if let Some(Running { task, .. }) = known.passes.remove(&self.pass) {
+            known.ended.insert(task, Instant::now());
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 struct Part {
@@ -46,7 +80,7 @@ impl Health {
     /// Adds a part that must report at least every `age_max`; not ready until its first good report.
     pub fn expect(&self, part: &'static str, age_max: Duration) {
         let problem = Some("starting".into());
-        self.lock().insert(part, Part { age_max, at: Instant::now(), problem });
+        self.lock().parts.insert(part, Part { age_max, at: Instant::now(), problem });
     }
 
     /// The part is well.
@@ -60,7 +94,7 @@ impl Health {
     }
 
     fn report(&self, part: &'static str, problem: Option<String>) {
-        if let Some(entry) = self.lock().get_mut(part) {
+        if let Some(entry) = self.lock().parts.get_mut(part) {
             (entry.at, entry.problem) = (Instant::now(), problem);
         }
     }
@@ -72,7 +106,34 @@ impl Health {
             let silent = (age > state.age_max).then(|| format!("silent for {} s", age.as_secs()));
             Some(Problem { part, reason: state.problem.clone().or(silent)? })
         };
-        self.lock().iter().filter_map(problem).collect()
+        let mut problems = self.overdue();
+        problems.extend(self.lock().parts.iter().filter_map(problem));
+        problems
+    }
+
+    /// Notes that a pass of `task` begins, which is to end within `limit`: until it does after that, the task is a problem.
+    pub fn begin(&self, task: &'static str, limit: Duration) -> Watched {
+        let (mut known, since) = (self.lock(), Instant::now());
+        known.begun += 1;
+        let pass = known.begun;
+        known.passes.insert(pass, Running { task, since, limit });
+        known.ended.entry(task).or_insert(since);
+        Watched { health: self.clone(), pass }
+    }
+
+    /// Returns the passes that run for longer than they may: what hangs, as no restart of a chain or a peer ends it.
+    pub fn overdue(&self) -> Vec<Problem> {
+        let late = |Running { task, since, limit }: &Running| {
+            let (ran, limit) = (since.elapsed(), limit.as_secs());
+            let reason = || format!("a pass has not ended for {} s and may take {limit} s", ran.as_secs());
+            (ran.as_secs() >= limit).then(|| Problem { part: task, reason: reason() })
+        };
+        self.lock().passes.values().filter_map(late).collect()
+    }
+
+    /// Returns for each task how long ago its last pass ended, or its first began.
+    fn pass_ages(&self) -> Vec<(&'static str, Duration)> {
+        self.lock().ended.iter().map(|(task, at)| (*task, at.elapsed())).collect()
     }
 
     /// Returns whether `part` is ready.
@@ -80,7 +141,7 @@ impl Health {
         !self.problems().iter().any(|problem| problem.part == part)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Part>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         self.0.lock().expect("no holder of this lock panics")
     }
 }
@@ -126,6 +187,9 @@ async fn ready(State((health, _)): State<(Health, Metrics)>) -> Response {
 
 async fn metrics_text(State((health, metrics)): State<(Health, Metrics)>) -> Response {
     metrics.ready.set(i64::from(health.problems().is_empty()));
+    for (task, age) in health.pass_ages() {
+        metrics.pass_age_seconds.get_or_create(&Kind::of(task)).set(age.as_secs() as i64);
+    }
     match metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")).into_response(),
@@ -167,5 +231,22 @@ mod tests {
         health.well("indexer");
         std::thread::yield_now();
         assert!(health.problems()[0].reason.starts_with("silent for"));
+    }
+
+    #[test]
+    fn a_pass_that_does_not_end_is_a_problem_until_it_does() {
+        let health = Health::default();
+        let quick = health.begin("scheduler", Duration::from_secs(60));
+        assert_eq!(health.problems(), []);
+        let (first, second) = (health.begin("worker", Duration::ZERO), health.begin("worker", Duration::ZERO));
+        let told = health.problems();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert_eq!((told[0].part, &*told[0].reason), ("worker", "a pass has not ended for 0 s and may take 0 s"));
+        assert!(!health.is_well("worker") && health.is_well("scheduler"));
+        drop((quick, first));
+        assert_eq!(health.overdue().len(), 1, "the other still runs");
+        drop(second);
+        assert_eq!(health.problems(), []);
+        assert_eq!(health.pass_ages().iter().map(|(task, _)| *task).collect::<Vec<_>>(), ["scheduler", "worker"]);
     }
 }

@@ -165,7 +165,7 @@ impl Renter {
             let peer = offer.peer.to_string();
             let hash = stream_hash(job, &peer, self.chain.id());
             let hash = self.account.map_or(hash, |account| account_hash(account, self.chain.id(), hash));
-            let signature = self.signer.sign_hash(hash)?;
+            let signature = self.signer.sign_hash(hash).await?;
             let init = StreamInit { version: STREAM_VERSION.into(), job, from_index: tokens.len() as u32, signature };
             let mut reader =
                 timeout(patience, self.p2p.open_tokens(offer.peer, init)).await.context("open the stream")??;

@@ -244,6 +244,19 @@ impl Store {
         Ok(count as u64)
     }
 
+    /// Returns how many transactions of `signer` are wanted and never were on the wire; claims, which may stay undone, not counted.
+    pub async fn unsent_intents(&self, signer: Address) -> Result<usize> {
+        let count: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM tx_intent WHERE signer = ? AND (state = 'queued' AND kind NOT IN ('claim', 'fill')
+             OR state = 'signed' AND NOT EXISTS
+                 (SELECT 1 FROM tx_attempt WHERE intent = tx_intent.id AND sent_at IS NOT NULL))",
+        )
+        .bind(signer.as_slice())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(count as usize)
+    }
+
     /// Returns the smallest nonce that no intent of `signer` has taken, at least `floor` (the account's nonce on chain).
     pub async fn next_nonce(&self, signer: Address, floor: u64) -> Result<u64> {
         let taken: Option<i64> = sqlx::query_scalar("SELECT max(nonce) FROM tx_intent WHERE signer = ?")

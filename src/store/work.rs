@@ -9,7 +9,7 @@ use super::tx::{Intent, insert_intent};
 use super::{Store, address, clock};
 use crate::market::job::{Duty, Work};
 use crate::market::receipt::SignedReceipt;
-use crate::market::types::JobId;
+use crate::market::types::{JobId, UnixSeconds};
 
 /// A job that policy chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +129,30 @@ impl Store {
                 .fetch_all(&self.readers)
                 .await?;
         Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
+    }
+
+    /// Returns the lease of the given duties that nobody gave back for longest, with the time it lasts until. A duty whose lease is
+    /// only its back-off is not to be asked for.
+    pub async fn oldest_lease(&self, duties: [Duty; 2]) -> Result<Option<(JobId, String, UnixSeconds)>> {
+        let oldest: Option<(i64, String, i64)> = sqlx::query_as(
+            "SELECT job, duty, until FROM lease WHERE duty IN (?, ?) AND until > 0 ORDER BY until LIMIT 1",
+        )
+        .bind(duties[0].name())
+        .bind(duties[1].name())
+        .fetch_optional(&self.readers)
+        .await?;
+        Ok(oldest.map(|(job, duty, until)| (JobId(job as u64), duty, UnixSeconds(until as u64))))
+    }
+
+    /// Returns how many leases of these duties last now.
+    pub async fn under_way(&self, duties: [Duty; 2]) -> Result<usize> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM lease WHERE duty IN (?, ?) AND until > ?")
+            .bind(duties[0].name())
+            .bind(duties[1].name())
+            .bind(clock().0 as i64)
+            .fetch_one(&self.readers)
+            .await?;
+        Ok(count as usize)
     }
 
     /// Gives a lease back: for good after success, or with a back-off that doubles with each failure (1 s to 64 s).

@@ -44,7 +44,7 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Answers one request. What cannot be served is refused in words.
+    /// Answers one request, on a thread that may wait. What cannot be served is refused in words.
     pub fn answer(&self, request: Request) -> Response {
         let answered = match request {
             Request::Capabilities => self.capabilities().map(Response::Capabilities),
@@ -73,7 +73,8 @@ impl Desk {
             prices: prices.clone(),
         };
         let models = self.engines.iter().map(offer).collect();
-        Ok(Capabilities { host, chain_id, models, peer_proof: self.signer.sign_text(&statement)? })
+        let peer_proof = tokio::runtime::Handle::current().block_on(self.signer.sign_text(&statement))?;
+        Ok(Capabilities { host, chain_id, models, peer_proof })
     }
 
     fn quote(&self, model: ModelId, max_tokens: u32, token: Address, input_bytes: u64) -> Result<Response> {
@@ -175,7 +176,7 @@ impl Desk {
         for (index, (token, content)) in tokens.iter().zip(transcript.pieces).enumerate().skip(from as usize) {
             writer.send(&StreamMessage::Token { index: index as u32, content, token: *token }).await?;
         }
-        let receipt = serde_json::to_value(sign_receipt(&self.chain, &self.signer, job)?)?;
+        let receipt = serde_json::to_value(sign_receipt(&self.chain, &self.signer, job).await?)?;
         writer.send(&StreamMessage::End { tokens: tokens.len() as u32, output: inferred.output, receipt }).await
     }
 }

@@ -56,7 +56,7 @@ impl Task for Announcer {
 
 impl Announcer {
     async fn announce(&self, job: &Job) -> Result<()> {
-        let signed = sign_receipt(&self.chain, &self.signer, job)?;
+        let signed = sign_receipt(&self.chain, &self.signer, job).await?;
         let bytes = serde_json::to_vec(&signed).context("write the receipt")?;
         ensure!(self.p2p.publish_receipt(bytes).await?, "no peer takes receipts");
         let at = self.store.time().await?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::{Pass, Task};
+use super::{LONG_PASS_MAX, Pass, Task};
 use crate::chain::{Chain, Reach};
 use crate::http::{Health, Kind, Metrics};
 use crate::market::coverage::Coverage;
@@ -80,6 +80,10 @@ impl Task for Indexer {
             Err(error) => self.health.ill(PART, format!("{error:#}")),
         }
         stepped
+    }
+
+    fn pass_max(&self) -> Duration {
+        LONG_PASS_MAX
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod breaker;
 pub mod desk;
+pub mod drive;
 pub mod gossip;
 pub mod indexer;
 pub mod prepare;
@@ -14,6 +15,7 @@ pub mod settle;
 pub mod submitter;
 pub mod survey;
 pub mod sweep;
+pub mod watchdog;
 pub mod worker;
 
 /// What decisions know beforehand: one task keeps it fresh, another decides.
@@ -22,6 +24,8 @@ pub use settle::Beat;
 pub use survey::{Sight, Survey};
 
 use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -47,10 +51,20 @@ pub enum Pass {
 pub trait Task: Send + 'static {
     /// Its name in logs and metrics.
     const NAME: &'static str;
+    /// Whether each pass takes a further piece of work: such a task begins none when the node is to stop.
+    const TAKES_WORK: bool = false;
 
     /// Takes one turn: does what is owed now, if anything. Safe to cut off anywhere and to run again.
     fn pass(&mut self) -> impl Future<Output = anyhow::Result<Pass>> + Send;
+
+    /// Returns how long a pass may take: one that takes longer hangs, and the node is not ready until it ends.
+    fn pass_max(&self) -> Duration {
+        Duration::from_secs(120)
+    }
 }
+
+/// How long a pass may take that asks an endpoint for much, each answer of which may come late.
+const LONG_PASS_MAX: Duration = Duration::from_secs(600);
 
 /// The name under which the indexer reports its health. It is well only while it is at the head of the chain.
 pub const INDEXER: &str = "indexer";
@@ -105,7 +119,10 @@ impl Live {
 
 /// Whether this host may claim now, for those who claim. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Guard(Arc<RwLock<Option<Look>>>);
+pub struct Guard {
+    look: Arc<RwLock<Option<Look>>>,
+    closed: Arc<AtomicBool>,
+}
 
 /// What was found, and when.
 #[derive(Debug)]
@@ -117,7 +134,10 @@ struct Look {
 impl Guard {
     /// Returns why nothing is to be claimed now, or `None` when it may be. Asks nobody.
     pub fn refusal(&self) -> Option<String> {
-        match &*self.0.read().expect("no holder of this lock panics") {
+        if self.closed.load(Ordering::Relaxed) {
+            return Some("the node is stopping".into());
+        }
+        match &*self.look.read().expect("no holder of this lock panics") {
             None => Some("the breaker has not looked yet".into()),
             Some(look) if look.at.elapsed() > GUARD_AGE_MAX => {
                 Some(format!("the breaker has not looked for {} s", look.at.elapsed().as_secs()))
@@ -126,17 +146,70 @@ impl Guard {
         }
     }
 
+    /// Refuses from now on, whatever is found: the node is to stop.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
     /// Notes what was found now. Returns whether it is another refusal, or none any more.
     fn set(&self, refusal: Option<String>) -> bool {
-        let mut look = self.0.write().expect("no holder of this lock panics");
+        let mut look = self.look.write().expect("no holder of this lock panics");
         let changed = look.as_ref().is_none_or(|look| look.refusal.is_some() != refusal.is_some());
         *look = Some(Look { at: Instant::now(), refusal });
         changed
     }
 }
 
+/// A job under lease for a duty. Dropped without [`Held::conclude`] it gives the lease back: for a panic as a failure, so that a job
+/// that causes one is given up in the end, and for a pass that was cut off as if nothing had been tried.
+struct Held {
+    store: Store,
+    job: Job,
+    duty: Duty,
+    open: bool,
+}
+
+impl Deref for Held {
+    type Target = Job;
+
+    fn deref(&self) -> &Job {
+        &self.job
+    }
+}
+
+impl Held {
+    /// Ends the lease as the work ended, as [`conclude`].
+    async fn conclude(mut self, done: anyhow::Result<()>) -> anyhow::Result<Pass> {
+        self.open = false;
+        conclude(&self.store, self.job.id, self.duty, done).await
+    }
+
+    /// Ends the lease as if it had not been taken.
+    async fn put_back(mut self) -> anyhow::Result<()> {
+        self.open = false;
+        self.store.put_back(self.job.id, self.duty).await
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Without a runtime the process ends, and the next one frees all leases.
+        let Some(runtime) = self.open.then(|| tokio::runtime::Handle::try_current().ok()).flatten() else { return };
+        let (store, job, duty, panicked) = (self.store.clone(), self.job.id, self.duty, std::thread::panicking());
+        runtime.spawn(async move {
+            let given_back = match panicked {
+                true => conclude(&store, job, duty, Err(anyhow::anyhow!("a panic: see the log"))).await.map(drop),
+                false => store.put_back(job, duty).await,
+            };
+            if let Err(error) = given_back {
+                tracing::debug!(%job, error = format!("{error:#}"), "a lease stays until the next start");
+            }
+        });
+    }
+}
+
 /// Leases the oldest live job to which `us` owes `duty`.
-async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<Job>> {
+async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<Held>> {
     let now = store.time().await?;
     let jobs = store.live_jobs().await?;
     let owed: Vec<JobId> = jobs.iter().filter(|job| job.next(us, now) == Next::Do(duty)).map(|job| job.id).collect();
@@ -150,11 +223,36 @@ async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<J
         }
         // Another worker may have done it after the jobs were read, and given its lease back.
         match store.job(id).await? {
-            Some(job) if job.next(us, now) == Next::Do(duty) => return Ok(Some(job)),
+            Some(job) if job.next(us, now) == Next::Do(duty) => {
+                return Ok(Some(Held { store: store.clone(), job, duty, open: true }));
+            }
             _ => _ = store.release(id, duty, None).await?,
         }
     }
     Ok(None)
+}
+
+/// Returns how many transactions our jobs owe now that never were on the wire: queued and signed ones, and those that a finished
+/// inference or proof asks for and that nobody queued yet.
+///
+/// # Errors
+/// If the store fails.
+pub async fn unsent(store: &Store, us: Address) -> anyhow::Result<usize> {
+    let (now, jobs) = (store.time().await?, store.live_jobs().await?);
+    let owed: Vec<(JobId, Duty)> = jobs
+        .iter()
+        .filter_map(|job| match job.next(us, now) {
+            Next::Do(duty @ (Duty::Commit | Duty::Complete)) => Some((job.id, duty)),
+            _ => None,
+        })
+        .collect();
+    let ids: Vec<JobId> = owed.iter().map(|(job, _)| *job).collect();
+    let intents = store.intents_of(&ids).await?;
+    let none = |(job, duty): &&(JobId, Duty)| {
+        let states = intents.get(&(*job, duty.name().to_owned()));
+        states.is_none_or(|states| states.iter().all(|state| state.came_to_nothing()))
+    };
+    Ok(owed.iter().filter(none).count() + store.unsent_intents(us).await?)
 }
 
 /// Ends a lease as its work ended. After [`ATTEMPTS_MAX`] failures the job is abandoned with the reason.
@@ -184,11 +282,11 @@ async fn abandon(store: &Store, job: JobId, reason: String) -> anyhow::Result<()
 ///
 /// # Errors
 /// If nothing was inferred for it here.
-fn sign_receipt(chain: &Chain, signer: &Signer, job: &Job) -> anyhow::Result<SignedReceipt> {
+async fn sign_receipt(chain: &Chain, signer: &Signer, job: &Job) -> anyhow::Result<SignedReceipt> {
     let inferred = job.inferred.as_ref().with_context(|| format!("job {} has no result here", job.id))?;
     let marketplace = chain.contracts().job_marketplace;
     let receipt = Receipt::new(chain.id(), marketplace, signer.address(), job.id, &job.terms, inferred);
-    let signature = signer.sign_hash(receipt.signing_hash())?;
+    let signature = signer.sign_hash(receipt.signing_hash()).await?;
     Ok(SignedReceipt { receipt, signature })
 }
 
@@ -203,6 +301,7 @@ mod tests {
     const US: Address = Address::repeat_byte(0xaa);
     const JOBS: u8 = 40;
     const WORKERS: usize = 8;
+    const WAIT_MAX: Duration = Duration::from_secs(60);
 
     /// Jobs that we claimed; a log's first byte says which event, the second of which job.
     async fn claimed(store: &Store) {
@@ -258,7 +357,7 @@ mod tests {
         let worker = async || {
             while let Some(job) = take(&store, US, Duty::Infer).await.expect("taken") {
                 store.record(job.id, &inferred).await.expect("recorded");
-                conclude(&store, job.id, Duty::Infer, Ok(())).await.expect("concluded");
+                job.conclude(Ok(())).await.expect("concluded");
             }
         };
         futures::future::join_all((0..WORKERS).map(|_| worker())).await;
@@ -267,6 +366,34 @@ mod tests {
             let done = entries.iter().filter(|entry| matches!(entry, Entry::Work { .. })).count();
             assert_eq!(done, 1, "job {job}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_dies_loses_its_lease_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("node.sqlite");
+        let store = Store::open(&file, 1, Address::ZERO, Arc::new(read)).await.expect("opens");
+        claimed(&store).await;
+        let taken = async || take(&store, US, Duty::Infer).await.expect("taken").expect("one is owed");
+        let job = taken().await.id;
+        let free = async || {
+            while store.leased(Duty::Infer).await.expect("read").contains(&job) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(WAIT_MAX, free()).await.expect("cut off: free at once");
+        let again = taken().await;
+        assert_eq!(again.id, job, "the oldest, as if nothing had been tried");
+        let mut changes = store.changes();
+        changes.borrow_and_update();
+        let died = tokio::spawn(async move {
+            assert_ne!(again.id, job, "a panic with a lease in hand");
+        });
+        assert!(died.await.is_err());
+        tokio::time::timeout(WAIT_MAX, changes.changed()).await.expect("concluded in time").expect("the store is open");
+        assert!(store.leased(Duty::Infer).await.expect("read").contains(&job), "it backs off");
+        assert_eq!(store.release(job, Duty::Infer, Some("looked")).await.expect("released"), 1, "one attempt");
+        assert_ne!(taken().await.id, job);
     }
 
     #[test]
@@ -279,5 +406,8 @@ mod tests {
         assert!(guard.set(Some("paused".into())));
         assert!(!guard.set(Some("paused: dinner".into())), "still none");
         assert_eq!(guard.refusal().as_deref(), Some("paused: dinner"));
+        guard.close();
+        guard.set(None);
+        assert_eq!(guard.refusal().as_deref(), Some("the node is stopping"));
     }
 }

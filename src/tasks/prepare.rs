@@ -2,11 +2,12 @@
 //! then. Claims need no try: policy decided them from what is stored, and each answer of an endpoint would come too late.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
 
-use super::{ATTEMPTS_MAX, Pass, Task, abandon};
+use super::{ATTEMPTS_MAX, LONG_PASS_MAX, Pass, Task, abandon};
 use crate::chain::Chain;
 use crate::chain::call::Call;
 use crate::content::Content;
@@ -77,6 +78,10 @@ impl Task for Prepare {
             }
         }
         failed.map_or(Ok(Pass::Idle), Err)
+    }
+
+    fn pass_max(&self) -> Duration {
+        LONG_PASS_MAX
     }
 }
 

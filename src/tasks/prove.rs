@@ -1,11 +1,11 @@
 //! Proves the positions the chain drew from a committed transcript, and keeps the proof before anyone is told.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Pass, Task, conclude, take};
+use super::{LONG_PASS_MAX, Pass, Task, take};
 use crate::chain::Chain;
 use crate::content::Content;
 use crate::http::Metrics;
@@ -24,10 +24,13 @@ pub struct Prove {
     pub prover: Arc<Prover>,
     pub metrics: Metrics,
     pub us: Address,
+    /// How long one proof may take.
+    pub proof_max: Duration,
 }
 
 impl Task for Prove {
     const NAME: &'static str = "prove";
+    const TAKES_WORK: bool = true;
 
     /// Proves one job, if one is owed.
     ///
@@ -40,12 +43,17 @@ impl Task for Prove {
             Ok(expected) => expected,
             // What the endpoint cannot answer is no failed proof, of which a few end the job.
             Err(error) => {
-                self.store.put_back(job.id, Duty::Prove).await?;
+                job.put_back().await?;
                 return Err(error.context("read the statement the chain expects"));
             }
         };
         let done = self.prove(&job, circuit, expected).await;
-        conclude(&self.store, job.id, Duty::Prove, done).await
+        job.conclude(done).await
+    }
+
+    /// A proof is killed at its own limit; what is around it takes no longer than any pass.
+    fn pass_max(&self) -> Duration {
+        self.proof_max + LONG_PASS_MAX
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tokio::sync::watch;
 
-use super::{Pass, Task};
+use super::{LONG_PASS_MAX, Pass, Task};
 use crate::chain::{Chain, Ended, Pulse};
 use crate::http::Metrics;
 use crate::market::types::{Address, B256, BlockRef};
@@ -69,6 +69,10 @@ impl Task for Settle {
         }
         self.metrics.open_transactions.set(self.store.open_intents(self.us).await? as i64);
         Ok(Pass::Idle)
+    }
+
+    fn pass_max(&self) -> Duration {
+        LONG_PASS_MAX
     }
 }
 

@@ -161,7 +161,7 @@ impl Submitter {
                 }
                 continue;
             }
-            let attempt = self.attempt(&intent, nonce, gas, fees, false)?;
+            let attempt = self.attempt(&intent, nonce, gas, fees, false).await?;
             bytes.push(Signed { intent: intent.id, nonce, gas, attempt: attempt.clone() });
             (intent.nonce, intent.attempts) = (Some(nonce), vec![attempt]);
             signed.push(intent);
@@ -178,14 +178,14 @@ impl Submitter {
     }
 
     /// Signs one attempt of an intent: its call, or an empty transaction that takes its nonce away.
-    fn attempt(&self, intent: &OpenIntent, nonce: u64, gas: u64, fees: Fees, cancels: bool) -> Result<Attempt> {
+    async fn attempt(&self, intent: &OpenIntent, nonce: u64, gas: u64, fees: Fees, cancels: bool) -> Result<Attempt> {
         let empty = || Call { to: self.signer.address(), data: Bytes::new(), value: U256::ZERO };
         let call = if cancels || intent.kind == "fill" {
             empty()
         } else {
             Call { to: intent.target, data: intent.data.clone(), value: U256::ZERO }
         };
-        let (hash, raw) = self.signer.sign(self.chain.id(), nonce, gas, fees, &call)?;
+        let (hash, raw) = self.signer.sign(self.chain.id(), nonce, gas, fees, &call).await?;
         let Fees { fee_cap, tip_cap } = fees;
         Ok(Attempt { hash, raw, fee_cap, tip_cap, signed_at: clock().0, sent: false, cancels })
     }
@@ -298,7 +298,7 @@ impl Submitter {
             }
             let kind = &intent.kind;
             tracing::warn!(kind, nonce, cancels, fee_cap = fees.fee_cap, "not mined in time: offering more");
-            let attempt = self.attempt(intent, nonce, gas, fees, cancels)?;
+            let attempt = self.attempt(intent, nonce, gas, fees, cancels).await?;
             bytes.push(Signed { intent: intent.id, nonce, gas: intent.gas.unwrap_or(gas), attempt: attempt.clone() });
             replaced.push(OpenIntent { attempts: vec![attempt], ..intent.clone() });
         }
@@ -352,7 +352,7 @@ impl Submitter {
         for mut intent in self.store.fill_intents(us).await? {
             let Some(nonce) = gaps.iter().copied().find(|nonce| key(nonce) == intent.key) else { continue };
             let attempt =
-                self.attempt(&intent, nonce, EMPTY_GAS, self.capped(pulse.fees, &intent, EMPTY_GAS), false)?;
+                self.attempt(&intent, nonce, EMPTY_GAS, self.capped(pulse.fees, &intent, EMPTY_GAS), false).await?;
             let signed = Signed { intent: intent.id, nonce, gas: EMPTY_GAS, attempt: attempt.clone() };
             self.store.sign(&[signed]).await?;
             (intent.nonce, intent.attempts) = (Some(nonce), vec![attempt]);

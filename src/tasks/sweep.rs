@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{INDEXER, Pass, Task};
+use super::{INDEXER, LONG_PASS_MAX, Pass, Task};
 use crate::chain::Chain;
 use crate::http::{Health, Metrics};
 use crate::market::coverage::Coverage;
@@ -72,6 +72,10 @@ impl Task for Sweep {
             }
         }
         swept.map(|()| Pass::Idle)
+    }
+
+    fn pass_max(&self) -> Duration {
+        LONG_PASS_MAX
     }
 }
 

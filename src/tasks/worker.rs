@@ -1,11 +1,11 @@
 //! Runs the model for jobs that are ours on the canonical chain, and keeps what it did before anyone is told.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Live, Pass, Piece, Task, conclude, take};
+use super::{LEASE_SECONDS, Live, Pass, Piece, Task, take};
 use crate::content::Content;
 use crate::engine::{self, Engine};
 use crate::http::Metrics;
@@ -27,6 +27,7 @@ pub struct Worker {
 
 impl Task for Worker {
     const NAME: &'static str = "worker";
+    const TAKES_WORK: bool = true;
 
     /// Infers one job, if one is owed.
     ///
@@ -35,7 +36,11 @@ impl Task for Worker {
     async fn pass(&mut self) -> Result<Pass> {
         let Some(job) = take(&self.store, self.us, Duty::Infer).await? else { return Ok(Pass::Idle) };
         let done = self.infer(&job).await;
-        conclude(&self.store, job.id, Duty::Infer, done).await
+        job.conclude(done).await
+    }
+
+    fn pass_max(&self) -> Duration {
+        Duration::from_secs(LEASE_SECONDS)
     }
 }
 

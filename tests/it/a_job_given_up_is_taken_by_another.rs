@@ -29,7 +29,7 @@ async fn a_job_given_up_is_taken_by_another() -> Result<()> {
         // Pays less, so it comes after the job in the same block.
         let fees = Fees { fee_cap: world.chain.fees().await?.fee_cap, tip_cap: 0 };
         let nonce = world.chain.nonce(rival.address()).await?;
-        let (_, raw) = rival.sign(world.chain.id(), nonce, 300_000, fees, &contracts.claim(JobId(1)))?;
+        let (_, raw) = rival.sign(world.chain.id(), nonce, 300_000, fees, &contracts.claim(JobId(1))).await?;
         world.chain.send(&[raw]).await?;
         world.mine_waiting(2).await
     };

@@ -39,6 +39,15 @@ async fn a_node_that_cannot_work_refuses_to_start() -> Result<()> {
     let codeless = refusal(elsewhere).await;
     assert!(codeless.contains("contracts.proof_system") && codeless.contains("no code"), "{codeless}");
 
+    let mut swapped = config.clone();
+    std::mem::swap(&mut swapped.contracts.payment_escrow, &mut swapped.contracts.node_registry);
+    let (registry, swapped) = (swapped.contracts.node_registry, refusal(swapped).await);
+    assert!(
+        swapped.contains(&format!("contracts.node_registry = {registry} does not know isActive(address)")),
+        "{swapped}"
+    );
+    assert!(swapped.contains("selector 0x9f8a13d7") && swapped.contains("9 more of 10"), "{swapped}");
+
     let mut modelless = config.clone();
     let not_a_model = world.folder.path().join("notes.gguf");
     std::fs::write(&not_a_model, "these are notes")?;

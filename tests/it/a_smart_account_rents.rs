@@ -103,7 +103,7 @@ async fn operate(world: &World, renter: &Renter, bundler: &Signer, calls: &[Call
         signature: Bytes::new(),
     };
     let hash = view(world, entry_point, getUserOpHashCall { op: op.clone() }).await?;
-    op.signature = renter.signer.sign_hash(hash)?;
+    op.signature = renter.signer.sign_hash(hash).await?;
     let bring = handleOpsCall { ops: vec![op], beneficiary: bundler.address() };
     let call = Call { to: entry_point, data: bring.abi_encode().into(), value: U256::ZERO };
     let mined = world.chain.transact(bundler, &call, WAIT_MAX).await?;

@@ -23,7 +23,7 @@ async fn claim_lost_to_a_rival() -> Result<()> {
     let fees = Fees { fee_cap: 4 * fee_cap, tip_cap: 4 * tip_cap.max(1) };
     let gas = 300_000;
     let nonce = world.chain.nonce(rival.address()).await?;
-    let (_, raw) = rival.sign(world.chain.id(), nonce, gas, fees, &claim)?;
+    let (_, raw) = rival.sign(world.chain.id(), nonce, gas, fees, &claim).await?;
     assert_eq!(world.chain.send(&[raw]).await?, [Sent::Accepted]);
     world.mine_waiting(2).await?;
 

@@ -32,7 +32,7 @@ async fn each_wrong_proof_is_refused_on_chain() -> Result<()> {
     let commit = contracts.commit(cheap, &copied);
     let gas = world.chain.gas(thief.address(), &commit).await?;
     let (fees, nonce) = (world.chain.fees().await?, world.chain.nonce(thief.address()).await?);
-    world.chain.send(&[thief.sign(world.chain.id(), nonce, gas, fees, &commit)?.1]).await?;
+    world.chain.send(&[thief.sign(world.chain.id(), nonce, gas, fees, &commit).await?.1]).await?;
     for _ in 0..3 {
         world.mine().await?;
     }

@@ -33,9 +33,9 @@ async fn forged_receipt_is_dropped_and_not_forwarded() -> Result<()> {
     let truth = Receipt::new(world.chain.id(), contracts.job_marketplace, host.address(), job.id, &job.terms, &done);
     let thief = world.account("thief").await?;
     let lies = [
-        signed(&truth, &thief)?,
-        signed(&Receipt { host: thief.address(), ..truth.clone() }, &thief)?,
-        signed(&Receipt { tokens: 4, ..truth.clone() }, &host)?,
+        signed(&truth, &thief).await?,
+        signed(&Receipt { host: thief.address(), ..truth.clone() }, &thief).await?,
+        signed(&Receipt { tokens: 4, ..truth.clone() }, &host).await?,
     ];
 
     let forger = peer(&middle.p2p).await?;
@@ -46,7 +46,7 @@ async fn forged_receipt_is_dropped_and_not_forwarded() -> Result<()> {
             && !neighbour.receipt_peers().is_empty())
     })
     .await?;
-    for receipt in lies.iter().chain([&signed(&truth, &host)?]) {
+    for receipt in lies.iter().chain([&signed(&truth, &host).await?]) {
         assert!(forger.publish_receipt(serde_json::to_vec(receipt)?).await?, "somebody takes receipts");
     }
     until("the lies were judged", || async {
@@ -57,7 +57,7 @@ async fn forged_receipt_is_dropped_and_not_forwarded() -> Result<()> {
     .await?;
     let first = tokio::time::timeout(WAIT_MAX, heard.recv()).await?.context("the neighbour's node stopped")?;
     let Inbound::Receipt { bytes, .. } = first else { anyhow::bail!("the neighbour heard {first:?}") };
-    assert_eq!(SignedReceipt::read(&bytes)?, signed(&truth, &host)?);
+    assert_eq!(SignedReceipt::read(&bytes)?, signed(&truth, &host).await?);
     assert!(heard.try_recv().is_err(), "the neighbour heard nothing else");
     let kept = middle.store.peer_receipts().await?;
     assert_eq!(kept.len(), 1);
@@ -66,6 +66,6 @@ async fn forged_receipt_is_dropped_and_not_forwarded() -> Result<()> {
     Ok(())
 }
 
-fn signed(receipt: &Receipt, signer: &Signer) -> Result<SignedReceipt> {
-    Ok(SignedReceipt { receipt: receipt.clone(), signature: signer.sign_hash(receipt.signing_hash())? })
+async fn signed(receipt: &Receipt, signer: &Signer) -> Result<SignedReceipt> {
+    Ok(SignedReceipt { receipt: receipt.clone(), signature: signer.sign_hash(receipt.signing_hash()).await? })
 }

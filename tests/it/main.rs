@@ -6,6 +6,7 @@ mod a_final_block_is_never_taken_back;
 mod a_host_waits_for_the_depth_it_asks;
 mod a_job_given_up_is_taken_by_another;
 mod a_node_that_cannot_work_refuses_to_start;
+mod a_node_that_is_told_to_stop_finishes_what_it_has;
 mod a_pause_meets_a_pending_claim;
 mod a_smart_account_rents;
 mod a_sweep_finds_what_no_log_told;
