@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{Beat, Guard, Pass, Task};
 use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
+use crate::failpoint::{self, Point};
 use crate::http::{Kind, Metrics};
 use crate::market::types::{B256, Bytes, JobId, U256};
 use crate::store::{Attempt, Intent, OpenIntent, OrderKind, Signed, Store, TxOrder, clock};
@@ -203,7 +204,9 @@ impl Submitter {
         const PER_REQUEST: usize = 100;
         for due in due.chunks(PER_REQUEST) {
             let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
+            failpoint::hit(Point::BeforeSend).await?;
             let said = self.chain.send(&raw).await?;
+            failpoint::hit(Point::AfterSend).await?;
             let mut accepted = Vec::new();
             for ((intent, attempt), said) in due.iter().zip(said) {
                 self.note(intent, attempt.hash, &said);
