@@ -13,6 +13,8 @@ mod history;
 mod journal;
 mod ledger;
 mod live;
+#[cfg(test)]
+mod model_tests;
 mod past;
 mod projection;
 mod snapshot;

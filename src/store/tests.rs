@@ -17,10 +17,10 @@ use crate::market::receipt::{Receipt, SignedReceipt};
 use crate::market::types::{Bytes, Cid, ModelId};
 
 const CHAIN: u64 = 31337;
-const MARKETPLACE: Address = Address::repeat_byte(0x33);
-const US: Address = Address::repeat_byte(0xaa);
-const RIVAL: Address = Address::repeat_byte(0xbb);
-const COMMITMENT: Commitment = Commitment {
+pub(super) const MARKETPLACE: Address = Address::repeat_byte(0x33);
+pub(super) const US: Address = Address::repeat_byte(0xaa);
+pub(super) const RIVAL: Address = Address::repeat_byte(0xbb);
+pub(super) const COMMITMENT: Commitment = Commitment {
     root: B256::repeat_byte(1),
     tokens: 3,
     result_hash: B256::repeat_byte(2),
@@ -64,7 +64,7 @@ fn read(log: &RawLog) -> Result<Event> {
     })
 }
 
-fn terms(job: JobId) -> Terms {
+pub(super) fn terms(job: JobId) -> Terms {
     Terms {
         renter: Address::repeat_byte(job.0 as u8),
         model: "sha256:00".into(),
@@ -85,7 +85,7 @@ fn terms(job: JobId) -> Terms {
 
 /// A block and the logs in it.
 #[derive(Debug, Clone, PartialEq)]
-struct Block(Header, Vec<RawLog>);
+pub(super) struct Block(pub(super) Header, pub(super) Vec<RawLog>);
 
 /// Makes the block after `parent` that says `what`; another `salt` makes another block of it.
 fn after(parent: Option<&Block>, salt: u8, what: &[Says]) -> Block {
@@ -113,13 +113,13 @@ fn chain(parent: Option<&Block>, salt: u8, what: &[&[Says]]) -> Vec<Block> {
     blocks
 }
 
-struct File(TempDir);
+pub(super) struct File(TempDir);
 
 impl File {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
-    async fn open_as(&self, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Store> {
+    pub(super) async fn open_as(&self, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Store> {
         Store::open(&self.0.path().join("fabstir.sqlite"), chain_id, marketplace, decode).await
     }
     async fn open(&self) -> Store {
@@ -412,7 +412,7 @@ async fn extend(store: &Store, blocks: &[Block]) -> Result<Extended> {
 }
 
 /// The blocks as an endpoint whose every word was proven gives them.
-fn range(blocks: &[Block]) -> Range {
+pub(super) fn range(blocks: &[Block]) -> Range {
     let mut coverage = Vec::new();
     for Block(header, logs) in blocks {
         let level = if logs.is_empty() { Level::Absent } else { Level::Complete };
