@@ -45,9 +45,6 @@ pub enum Point {
     AfterAnnounce,
 }
 
-/// Whether this build has failpoints.
-pub const BUILT_IN: bool = cfg!(debug_assertions);
-
 /// Does what is armed for `point`, if anything is.
 ///
 /// # Errors

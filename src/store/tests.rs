@@ -632,6 +632,40 @@ async fn a_file_that_is_none_of_ours_is_named() {
     assert!(error.contains("fabstir.sqlite") && error.contains("9999"), "{error}");
 }
 
+/// Each migration is one transaction, so a process that dies while it migrates leaves a file of one of these formats.
+#[tokio::test]
+async fn a_file_is_migrated_from_wherever_that_stopped() {
+    let migrations = sqlx::migrate!();
+    let tables = async |store: &Store| {
+        sqlx::query_as::<_, (String, Option<String>)>("SELECT name, sql FROM sqlite_master ORDER BY name")
+            .fetch_all(&store.readers)
+            .await
+            .unwrap()
+    };
+    let (_file, fresh) = fresh().await;
+    let expected = tables(&fresh).await;
+    for stopped in migrations.iter().map(|migration| migration.version) {
+        let file = File::new();
+        let options =
+            SqliteConnectOptions::new().filename(file.0.path().join("fabstir.sqlite")).create_if_missing(true);
+        let old = SqlitePool::connect_with(options).await.unwrap();
+        migrations.run_to(stopped, &old).await.unwrap();
+        for row in [
+            "INSERT INTO tx_intent (id, key, job, kind, target, data, signer, nonce, gas, state, at)
+             VALUES (4, 'claim:1', 1, 'claim', zeroblob(20), x'', ?, 7, 100, 'signed', 1)",
+            "INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at)
+             SELECT zeroblob(32), 4, x'01', '9', '1', 1 WHERE length(?) = 20",
+        ] {
+            sqlx::query(row).bind(US.as_slice()).execute(&old).await.unwrap();
+        }
+        old.close().await;
+        let store = file.open().await;
+        assert!(tables(&store).await == expected, "from format {stopped}");
+        let kept = store.signed_intents(US).await.unwrap();
+        assert_eq!((kept.len(), kept[0].nonce, kept[0].attempts.len()), (1, Some(7), 1), "from format {stopped}");
+    }
+}
+
 fn intent(key: &str, job: u64) -> Intent {
     Intent {
         key: key.into(),

@@ -36,7 +36,7 @@ const ACTIONS: [&str; 4] = ["abort", "panic", "stall", "error"];
 const LEGEND: &str = "\
 yes  the point was reached and fired; the job was paid; each of its transactions is mined, once, with one set of bytes; the nonces
      have no gap; nothing is left open; one row says that the model ran. In brackets: how often the program was started, and
-     how often the model ran where that is more than once, which only a process that died while it ran may cause";
+     how often the model ran where that is not once: only where its work was lost before the row that says so";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_done_once_wherever_the_host_fails() -> Result<()> {

@@ -19,6 +19,7 @@ mod claim_lost_to_a_rival;
 mod container;
 mod deadline_passes_while_proving;
 mod each_wrong_proof_is_refused_on_chain;
+#[cfg(debug_assertions)]
 mod failpoints;
 mod faults;
 mod forged_receipt_is_dropped_and_not_forwarded;
