@@ -291,7 +291,7 @@ impl World {
     /// What became of our bytes on the canonical chain.
     fn receipt(&self, hash: B256) -> Option<TxOutcome> {
         let mined = self.blocks.iter().find(|mined| mined.ours.iter().any(|ours| ours.0 == hash))?;
-        let success = mined.ours.iter().any(|ours| *ours == (hash, true));
+        let success = mined.ours.contains(&(hash, true));
         let (block, gas_price) = (mined.block.0.block, U256::from(1));
         Some(TxOutcome { hash, block, success, gas_used: 1, gas_price, l1_fee: U256::ZERO })
     }
