@@ -27,7 +27,11 @@ slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
 
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
+<<<<<<< HEAD
 .PHONY: help demo test bench-index bench-policy faults failpoints setup check fmt lint doc deny advisories abi clean
+=======
+.PHONY: help demo test bench-index bench-claims bench-policy faults setup check fmt lint doc deny advisories abi clean
+>>>>>>> main
 .PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands
@@ -42,6 +46,10 @@ test: setup contracts-test ## every test: contracts, library, scenarios, contain
 bench-index: setup ## the indexer's CPU time, memory and latency on 200 000 events, as one JSON object; ARGS="--help" says more
 	@cargo build --release --quiet --bin fabstir
 	@cargo run --quiet --example bench_index -- $(ARGS)
+
+bench-claims: setup ## a host's latency from a job's log to its claim, its jobs per hour, its restart; ARGS="--help" says more
+	@cargo build --release --quiet --bin fabstir
+	@cargo run --quiet --example bench_claims -- $(ARGS)
 
 bench-policy: setup ## what one decision of policy costs, in microseconds, as one JSON object; ARGS is the number of decisions
 	@cargo run --quiet --example bench_policy -- $(ARGS)

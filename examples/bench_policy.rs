@@ -45,10 +45,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Returns the mean microseconds of a decision.
+pub fn decision_us(decisions: u32) -> Result<f64> {
+    let (policy, at) = (policy(), circumstances());
+    let jobs: Vec<Job> = (0..=u8::MAX).map(job).collect::<Result<_>>()?;
+    let started = Instant::now();
+    for job in jobs.iter().cycle().take(decisions as usize) {
+        let _ = black_box(policy.decide(black_box(job), &at));
+    }
+    Ok(started.elapsed().as_secs_f64() * 1e6 / f64::from(decisions))
+}
+
 /// A policy with every list and every comparison in use.
 fn policy() -> Policy {
     let speed = Some(Speed { prefill: 100_000_000, decode: 10_000_000 });
-    let served = Served { max_tokens: 1024, slots: 8, context_tokens: 4096, speed };
+    let served = Served { max_tokens: 1024, slots: 8, queue: 0, context_tokens: 4096, speed };
     let address = |byte| Address::repeat_byte(byte);
     let limits = Limits {
         renters: (0..RENTERS).map(address).collect(),

@@ -19,13 +19,14 @@
 //! | 3 | [`store`] | one transaction: logs, the jobs they touch, the cursor | logs, job, cursor |
 //! | 4 | [`tasks::scheduler`] | [`market::policy`] judges by what [`tasks::survey`] read before; one transaction: `Chosen`, slot, claim intent | fact, slot, intent |
 //! | 5 | [`tasks::submitter`] | nonce, sign, **commit the bytes, then** send; again until mined in a canonical block | attempt |
+//! | | [`tasks::settle`] | reads, once a block, what became of everything signed | receipt |
 //! | 6 | [`tasks::indexer`] | `JobClaimed` by us: only this makes the job ours | fact |
 //! | 7 | [`tasks::worker`] | runs the model ([`engine`]); tokens stream meanwhile ([`tasks::desk`]) | transcript, `Inferred` |
-//! | 8 | [`tasks::submitter`] | commits the root of all token records; the *next* block's hash draws positions | `ResultCommitted` |
+//! | 8 | [`tasks::prepare`], [`tasks::submitter`] | try the call, sign, send: commits the root of all token records; the *next* block's hash draws positions | `ResultCommitted` |
 //! | 9 | [`tasks::prove`] | proves the drawn positions ([`prover`]), verifies locally | proof, `Proved` |
-//! | 10 | [`tasks::submitter`] | hands in result and proof; the contract verifies | `JobCompleted` |
+//! | 10 | [`tasks::prepare`], [`tasks::submitter`] | hands in result and proof; the contract verifies | `JobCompleted` |
 //! | 11 | [`tasks::gossip`] | publishes the signed receipt; others check it against the chain and keep it | `Announced` |
-//! | 12 | [`tasks::submitter`] | after the challenge window asks for the payment | `PaymentReleased` |
+//! | 12 | [`tasks::prepare`], [`tasks::submitter`] | after the challenge window asks for the payment | `PaymentReleased` |
 //!
 //! # Layers
 //!
@@ -47,7 +48,9 @@
 //! - What the contracts keep is compared with what the logs told ([`tasks::sweep`]); a job of which they say otherwise is let alone.
 //! - An open breaker, a pause and a drain stop claims and nothing else; only the operator lifts them ([`tasks::breaker`]).
 //! - A block that the chain called final is never taken back: an endpoint that has another stops claims and sends.
-//! - A signed transaction keeps its nonce; the same bytes go out again until a receipt stands in a canonical block.
+//! - A signed transaction keeps its nonce; the same bytes go out again until a receipt stands in a canonical block. What takes its
+//!   place, to pay more or to do nothing, has the same nonce.
+//! - What we give up we tell the chain while there is time, so that another host can have it.
 //! - Logs, jobs and cursor change in one database transaction; an orphaned log stays as the auditor's trail.
 //! - Nothing a peer, a chain, a file or a user sends causes a panic.
 

@@ -478,9 +478,12 @@ async fn who_lags_or_dawdles_is_passed_over() -> Result<()> {
         behind.work.head.store(1000, Ordering::Relaxed);
         ahead.work.head.store(1006, Ordering::Relaxed);
         uses(ahead).await?;
-        let mut lags: Vec<_> = chain.endpoints().iter().map(|it| it.lag).collect();
-        lags.sort_unstable();
-        assert_eq!(lags, [Some(0), Some(6)]);
+        until("both were looked at", async || {
+            let mut lags: Vec<_> = chain.endpoints().iter().map(|it| it.lag).collect();
+            lags.sort_unstable();
+            lags == [Some(0), Some(6)]
+        })
+        .await?;
         behind.work.head.store(1001, Ordering::Relaxed);
         ahead.now(Does::Slowly(300));
         uses(behind).await?;

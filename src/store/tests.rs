@@ -1503,8 +1503,10 @@ async fn a_change_of_what_holds_for_a_host_is_told_until_it_was_looked_at() {
     extend(&store, &blocks).await.unwrap();
     let first = blocks[0].0.block.number;
     let changed = async |host, since| store.changed_since(host, since).await.unwrap();
-    assert_eq!(changed(US, first).await, Some(first + 3));
-    assert_eq!(changed(US, first + 3).await, None);
+    // A reputation is told whole: nothing is to be asked again.
+    let score = async |host, since| store.score_since(host, since).await.unwrap();
+    assert_eq!((score(US, first).await, score(US, first + 3).await, score(RIVAL, first).await), (Some(1), None, None));
+    assert_eq!(changed(US, first).await, Some(first + 1));
     assert_eq!(changed(RIVAL, first).await, Some(first + 1), "of others only what holds for all");
     assert_eq!(changed(RIVAL, first + 1).await, None);
     assert_eq!(changed(US, u64::MAX).await, None);
@@ -1575,4 +1577,61 @@ async fn a_database_is_replayed_under_two_policies() {
     assert_eq!(dear.income_wei, price * U256::from(3 + 4));
     let early = store.past_jobs(0, blocks[0].0.block.number).await.unwrap();
     assert_eq!(replay(&policy(1), &early, &given).judged, 3);
+}
+
+#[tokio::test]
+async fn a_nonce_that_nobody_took_is_found() {
+    let (_file, store) = fresh().await;
+    store.queue(&[intent("a", 1), intent("b", 1), intent("c", 1)]).await.unwrap();
+    let ids: Vec<i64> = open_intents(&store).await.iter().map(|intent| intent.id).collect();
+    assert_eq!(store.nonce_gaps(US, 3).await.unwrap(), [0; 0], "nothing is signed");
+    for (place, nonce) in [(0, 5), (1, 6), (2, 8)] {
+        sign(&store, ids[place], nonce, attempt(nonce as u8)).await.unwrap();
+    }
+    assert_eq!(store.nonce_gaps(US, 3).await.unwrap(), [3, 4, 7]);
+    assert_eq!(store.nonce_gaps(US, 5).await.unwrap(), [7]);
+    assert_eq!(store.nonce_gaps(US, 9).await.unwrap(), [0; 0]);
+    assert_eq!(store.nonce_gaps(RIVAL, 0).await.unwrap(), [0; 0]);
+}
+
+#[tokio::test]
+async fn live_jobs_are_those_that_a_fresh_look_finds_whatever_happened() {
+    let (file, store) = fresh().await;
+    let look = async |store: &Store| -> Vec<Job> {
+        store.live_jobs().await.unwrap().iter().map(|job| Job::clone(job)).collect()
+    };
+    // A handle of its own has nothing folded yet.
+    let same = async |what: &str| {
+        let anew = look(&file.open().await).await;
+        assert_eq!(look(&store).await, anew, "{what}");
+        anew
+    };
+    assert_eq!(same("nothing").await, []);
+    let blocks = chain(
+        None,
+        0,
+        &[&[[TERMS, 1], [TERMS, 2]], &[[CLAIMED, 1]], &[[COMMITTED, 1]], &[], &[[COMPLETED, 1], [DUE, 1]]],
+    );
+    for (block, what) in blocks.iter().zip(["posted", "claimed", "committed", "the positions drawn", "completed"]) {
+        extend(&store, std::slice::from_ref(block)).await.unwrap();
+        let jobs = same(what).await;
+        assert_eq!(jobs.len(), 2);
+        assert_eq!(jobs[0].beacon.is_some(), ["the positions drawn", "completed"].contains(&what), "{what}");
+    }
+    assert!(choose(&store, 2, 9).await);
+    assert!(same("chosen").await[1].chosen);
+    store.record(JobId(2), &Work::Abandoned { at: UnixSeconds(1), reason: "late".into() }).await.unwrap();
+    same("abandoned").await;
+    store.set_doubts(&[(JobId(1), "why".to_owned())].into()).await.unwrap();
+    assert!(same("in doubt").await[0].doubt.is_some());
+    store.set_doubts(&Default::default()).await.unwrap();
+    store.rewind(blocks[1].0.block.number).await.unwrap();
+    same("rewound").await;
+    // Another process.
+    let other = file.open().await;
+    other.retry(JobId(2)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!same("retried by another").await[1].chosen);
+    extend(&store, &chain(Some(&blocks[1]), 1, &[&[[COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1]]])).await.unwrap();
+    assert_eq!(same("paid").await.len(), 1);
 }

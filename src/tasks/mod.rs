@@ -17,6 +17,7 @@ pub mod sweep;
 pub mod worker;
 
 /// What decisions know beforehand: one task keeps it fresh, another decides.
+use settle::BREATH;
 pub use settle::Beat;
 pub use survey::{Sight, Survey};
 

@@ -16,6 +16,9 @@ use crate::store::{OpenIntent, Store, TxOutcome};
 /// Fees and nonce are read again after this long, also where nothing of ours waits.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(10);
 
+/// How long a new block is let be: whoever claims for it goes first, here and at the endpoint.
+pub(super) const BREATH: Duration = Duration::from_millis(50);
+
 /// A pulse and when it was felt.
 pub type Beat = Option<(Pulse, Instant)>;
 
@@ -47,6 +50,7 @@ impl Task for Settle {
             self.metrics.open_transactions.set(self.store.open_intents(self.us).await? as i64);
             return Ok(Pass::Idle);
         }
+        tokio::time::sleep(BREATH).await;
         let chain = self.chain.steady();
         let hashes: Vec<B256> = signed.iter().flat_map(|intent| intent.attempts.iter().map(|it| it.hash)).collect();
         let (pulse, outcomes) = tokio::try_join!(chain.pulse(self.us), mined(&chain, &hashes))?;

@@ -200,23 +200,28 @@ impl Submitter {
         };
         let newest = signed.iter().filter_map(|intent| Some((intent, intent.attempts.last()?)));
         let due: Vec<(&OpenIntent, &Attempt)> = newest.filter(|(_, attempt)| due(attempt)).collect();
-        /// Sent with one request.
-        const PER_REQUEST: usize = 100;
+        /// Sent with one request: the first are there before the last are read.
+        const PER_REQUEST: usize = 10;
+        let mut accepted = Vec::new();
         for due in due.chunks(PER_REQUEST) {
             let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
             failpoint::hit(Point::BeforeSend).await?;
-            let said = self.chain.send(&raw).await?;
+            let said = match self.chain.send(&raw).await {
+                Ok(said) => said,
+                Err(error) => {
+                    self.store.mark_sent(&accepted).await?;
+                    return Err(error);
+                }
+            };
             failpoint::hit(Point::AfterSend).await?;
-            let mut accepted = Vec::new();
             for ((intent, attempt), said) in due.iter().zip(said) {
                 self.note(intent, attempt.hash, &said);
                 if said == Sent::Accepted && !attempt.sent {
                     accepted.push(attempt.hash);
                 }
             }
-            self.store.mark_sent(&accepted).await?;
         }
-        Ok(())
+        self.store.mark_sent(&accepted).await
     }
 
     fn note(&mut self, intent: &OpenIntent, hash: B256, said: &Sent) {

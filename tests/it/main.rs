@@ -32,4 +32,5 @@ mod restart_between_sign_and_send;
 mod rpc_gone_for_a_minute;
 mod the_arbiter_decides_a_dispute;
 mod the_program_keeps_its_promises;
+mod what_is_stuck_is_outbid_cancelled_or_told;
 mod world;

@@ -1,0 +1,159 @@
+//! An endpoint between the node and the chain that passes everything on as it is, and notes when the node was told of a job and when
+//! the chain took a transaction: what is measured is measured from outside.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use alloy::consensus::{Transaction, TxEnvelope};
+use alloy::eips::Decodable2718;
+use alloy::primitives::{B256, Bytes, U256, keccak256};
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::body::{Body, Bytes as Content};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+
+const JOB_TERMS: &str = "JobTerms(uint256,address,address,uint256,uint64,address,\
+                         (string,string,uint256,uint256,uint32,string),(uint256,uint256,uint256,bool))";
+const SEND: &[u8] = b"eth_sendRawTransaction";
+
+/// One endpoint on a free port.
+pub struct Between {
+    pub url: String,
+    chain: String,
+    client: reqwest::Client,
+    /// The topic of a posted job, as its text stands in an answer.
+    posted: String,
+    noted: Mutex<Noted>,
+}
+
+#[derive(Default)]
+struct Noted {
+    /// Answers that tell of posted jobs, each with when it was handed on.
+    told: Vec<(Instant, Content)>,
+    /// Requests to send, each with when its answer came, and the answer.
+    sent: Vec<(Instant, Content, Content)>,
+    requests: u64,
+}
+
+/// When the node was first told of each job, and when the chain took its claim.
+#[derive(Debug, Default)]
+pub struct Times {
+    pub told: HashMap<u64, Instant>,
+    pub claimed: HashMap<u64, Instant>,
+    pub requests: u64,
+}
+
+impl Between {
+    /// Stands in front of the chain at `chain`.
+    pub async fn start(chain: &str) -> Result<Arc<Self>> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let posted = keccak256(JOB_TERMS);
+        let between = Arc::new(Self {
+            url: format!("http://{}", listener.local_addr()?),
+            chain: chain.to_owned(),
+            client: reqwest::Client::new(),
+            posted: format!("{posted:x}"),
+            noted: Mutex::default(),
+        });
+        let app = Router::new().fallback(serve).with_state(between.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(between)
+    }
+
+    /// Forgets what was noted.
+    pub fn forget(&self) {
+        *self.noted() = Noted::default();
+    }
+
+    /// Reads what was noted so far.
+    pub fn times(&self) -> Result<Times> {
+        let noted = self.noted();
+        let mut times = Times { requests: noted.requests, ..Times::default() };
+        for (at, answer) in &noted.told {
+            let answer: Value = serde_json::from_slice(answer).context("an answer of the chain")?;
+            let mut jobs = Vec::new();
+            posted(&answer, &self.posted, &mut jobs);
+            for job in jobs {
+                times.told.entry(job).and_modify(|known| *known = (*known).min(*at)).or_insert(*at);
+            }
+        }
+        let claim = &keccak256("claimJob(uint256)")[..4];
+        for (at, request, answer) in &noted.sent {
+            let (request, answer): (Value, Value) = (serde_json::from_slice(request)?, serde_json::from_slice(answer)?);
+            let each = |value: Value| if let Value::Array(all) = value { all } else { vec![value] };
+            for (request, answer) in each(request).into_iter().zip(each(answer)) {
+                if request["method"] != "eth_sendRawTransaction" || !answer["error"].is_null() {
+                    continue;
+                }
+                let raw: Bytes = serde_json::from_value(request["params"][0].clone())?;
+                let tx = TxEnvelope::decode_2718(&mut raw.as_ref()).context("signed bytes")?;
+                if let Some(job) = tx.input().strip_prefix(claim).filter(|word| word.len() == 32) {
+                    let job = U256::from_be_slice(job).to::<u64>();
+                    times.claimed.entry(job).and_modify(|known| *known = (*known).min(*at)).or_insert(*at);
+                }
+            }
+        }
+        Ok(times)
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn answer(&self, body: Content) -> Result<Response> {
+        let request = self.client.post(&self.chain).header(header::CONTENT_TYPE, "application/json");
+        let answer = request.body(body.clone()).send().await?.bytes().await?;
+        let now = Instant::now();
+        let tells = contains(&answer, self.posted.as_bytes());
+        let sends = contains(&body[..body.len().min(256)], SEND);
+        let mut noted = self.noted();
+        noted.requests += 1;
+        if tells {
+            noted.told.push((now, answer.clone()));
+        }
+        if sends {
+            noted.sent.push((now, body, answer.clone()));
+        }
+        drop(noted);
+        Ok(([(header::CONTENT_TYPE, "application/json")], Body::from(answer)).into_response())
+    }
+}
+
+async fn serve(State(between): State<Arc<Between>>, body: Content) -> Response {
+    match between.answer(body).await {
+        Ok(response) => response,
+        Err(_) => StatusCode::BAD_GATEWAY.into_response(),
+    }
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+/// Collects the jobs whose posting is told anywhere in an answer.
+fn posted(value: &Value, topic: &str, jobs: &mut Vec<u64>) {
+    match value {
+        Value::Array(all) => all.iter().for_each(|value| posted(value, topic, jobs)),
+        Value::Object(fields) => {
+            let topics: Vec<&str> = fields
+                .get("topics")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            if let [first, job, ..] = topics[..]
+                && first.ends_with(topic)
+                && let Ok(job) = job.parse::<B256>()
+            {
+                jobs.push(U256::from_be_bytes(job.0).to());
+            }
+            fields.values().for_each(|value| posted(value, topic, jobs));
+        }
+        _ => {}
+    }
+}
