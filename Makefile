@@ -27,7 +27,11 @@ slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
 
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
+<<<<<<< HEAD
+.PHONY: help demo test bench-index bench-policy faults failpoints setup check fmt lint doc deny advisories abi clean
+=======
 .PHONY: help demo test bench-index bench-claims bench-policy faults setup check fmt lint doc deny advisories abi clean
+>>>>>>> main
 .PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands
@@ -98,6 +102,12 @@ faults: setup ## what the indexer does when its endpoint lies, lags or breaks, a
 	@FAULTS_KILLS=$${FAULTS_KILLS:-50} FAULTS_REPORT=$(CURDIR)/.fabstir/faults.txt \
 	  cargo test --quiet --test it faults::faults >&2 || failed=1; \
 	  cat .fabstir/faults.txt; exit $${failed:-0}
+
+failpoints: setup ## every boundary where the host may die, panic, stand still or fail, as a table; FAILPOINTS_STALL=30 stalls for longer
+	@mkdir -p .fabstir && rm -f .fabstir/failpoints.txt
+	@FAILPOINTS_ALL=1 FAILPOINTS_REPORT=$(CURDIR)/.fabstir/failpoints.txt \
+	  cargo test --quiet --test it failpoints::a_job >&2 || failed=1; \
+	  cat .fabstir/failpoints.txt; exit $${failed:-0}
 
 abi: setup ## write abi/*.json from the contracts
 	npm --prefix contracts run --silent abi

@@ -34,7 +34,7 @@
 //!
 //! | layer | rooms | may use |
 //! |---|---|---|
-//! | 0 | [`market`]: meaning, pure | – |
+//! | 0 | [`market`]: meaning, pure; [`failpoint`]: where tests make a process die | – |
 //! | 1 | [`chain`] (alloy), [`store`] (sqlx), [`content`], [`engine`] (llama.cpp), [`prover`] (EZKL), [`p2p`] (libp2p), [`http`] (axum), [`page`] | 0, not each other |
 //! | 2 | [`tasks`], [`renter`], [`mod@audit`], [`export`] (Parquet, CSV), [`books`], [`devnet`] | 0–1; tasks not each other |
 //! | 3 | [`config`], [`node`], [`cli`] | all |
@@ -65,6 +65,7 @@ pub mod content;
 pub mod devnet;
 pub mod engine;
 pub mod export;
+pub mod failpoint;
 pub mod http;
 pub mod market;
 pub mod node;

@@ -9,6 +9,7 @@ use sqlx::{QueryBuilder, Row, SqliteConnection};
 
 use super::projection::{ROWS_PER_STATEMENT, write};
 use super::{Store, hash, history, raw_log};
+use crate::failpoint::{self, Point};
 use crate::market::coverage::{Coverage, lay};
 use crate::market::event::{Header, Level, Range, RawLog};
 use crate::market::job::Fact;
@@ -103,6 +104,7 @@ impl Store {
         write(&mut tx, &touched, &facts).await?;
         cover(&mut tx, coverage).await?;
         move_cursor(&mut tx, last.block).await?;
+        failpoint::hit(Point::MidExtend).await?;
         tx.commit().await?;
         self.live.touch(touched);
         self.live.touch_blocks();
@@ -285,6 +287,7 @@ impl Store {
         }
         let jobs: Vec<JobId> = jobs.into_iter().map(|job| JobId(job as u64)).collect();
         self.project(&mut tx, &jobs).await?;
+        failpoint::hit(Point::MidRewind).await?;
         move_cursor(&mut tx, BlockRef { number: to, hash: target }).await?;
         tx.commit().await?;
         self.live.touch_all();

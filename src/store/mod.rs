@@ -13,6 +13,8 @@ mod history;
 mod journal;
 mod ledger;
 mod live;
+#[cfg(test)]
+mod model_tests;
 mod past;
 mod projection;
 mod snapshot;
@@ -33,6 +35,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
 
+use crate::failpoint::{self, Point};
 use crate::market::event::{Event, Level, RawLog};
 use crate::market::gate::Ground;
 use crate::market::job::Job;
@@ -86,7 +89,7 @@ impl Store {
         let at = || format!("open database {}", path.display());
         let writer =
             SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(at)?;
-        sqlx::migrate!().run(&writer).await.with_context(at)?;
+        migrate(&writer).await.with_context(at)?;
         let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
         let store =
             Self { writer, readers, decode, chain_id, changed: watch::Sender::new(0), live: Default::default() };
@@ -279,6 +282,21 @@ pub struct Finality {
     pub safe: u64,
     /// How an endpoint contradicted it; while there is this, nothing is rewound, claimed or sent.
     pub violated: Option<String>,
+}
+
+/// Brings the file to this program's format. Each migration is done in one transaction, with the row that says so: one that is cut
+/// off between two goes on with the second.
+async fn migrate(writer: &SqlitePool) -> Result<()> {
+    let migrations = sqlx::migrate!();
+    // Does none, and refuses a file of a newer program.
+    migrations.run_to(0, writer).await?;
+    let newest: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(writer).await?;
+    for next in migrations.iter().map(|migration| migration.version).filter(|version| Some(*version) > newest) {
+        migrations.run_to(next, writer).await?;
+        failpoint::hit(Point::BetweenMigrations).await?;
+    }
+    // Looks whether each was done as it stands here.
+    Ok(migrations.run(writer).await?)
 }
 
 /// Returns the wall clock, for leases and retries only: what the chain decides is measured in block time.

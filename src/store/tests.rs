@@ -17,10 +17,10 @@ use crate::market::receipt::{Receipt, SignedReceipt};
 use crate::market::types::{Bytes, Cid, ModelId};
 
 const CHAIN: u64 = 31337;
-const MARKETPLACE: Address = Address::repeat_byte(0x33);
-const US: Address = Address::repeat_byte(0xaa);
-const RIVAL: Address = Address::repeat_byte(0xbb);
-const COMMITMENT: Commitment = Commitment {
+pub(super) const MARKETPLACE: Address = Address::repeat_byte(0x33);
+pub(super) const US: Address = Address::repeat_byte(0xaa);
+pub(super) const RIVAL: Address = Address::repeat_byte(0xbb);
+pub(super) const COMMITMENT: Commitment = Commitment {
     root: B256::repeat_byte(1),
     tokens: 3,
     result_hash: B256::repeat_byte(2),
@@ -64,7 +64,7 @@ fn read(log: &RawLog) -> Result<Event> {
     })
 }
 
-fn terms(job: JobId) -> Terms {
+pub(super) fn terms(job: JobId) -> Terms {
     Terms {
         renter: Address::repeat_byte(job.0 as u8),
         model: "sha256:00".into(),
@@ -85,7 +85,7 @@ fn terms(job: JobId) -> Terms {
 
 /// A block and the logs in it.
 #[derive(Debug, Clone, PartialEq)]
-struct Block(Header, Vec<RawLog>);
+pub(super) struct Block(pub(super) Header, pub(super) Vec<RawLog>);
 
 /// Makes the block after `parent` that says `what`; another `salt` makes another block of it.
 fn after(parent: Option<&Block>, salt: u8, what: &[Says]) -> Block {
@@ -113,13 +113,13 @@ fn chain(parent: Option<&Block>, salt: u8, what: &[&[Says]]) -> Vec<Block> {
     blocks
 }
 
-struct File(TempDir);
+pub(super) struct File(TempDir);
 
 impl File {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
-    async fn open_as(&self, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Store> {
+    pub(super) async fn open_as(&self, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Store> {
         Store::open(&self.0.path().join("fabstir.sqlite"), chain_id, marketplace, decode).await
     }
     async fn open(&self) -> Store {
@@ -412,7 +412,7 @@ async fn extend(store: &Store, blocks: &[Block]) -> Result<Extended> {
 }
 
 /// The blocks as an endpoint whose every word was proven gives them.
-fn range(blocks: &[Block]) -> Range {
+pub(super) fn range(blocks: &[Block]) -> Range {
     let mut coverage = Vec::new();
     for Block(header, logs) in blocks {
         let level = if logs.is_empty() { Level::Absent } else { Level::Complete };
@@ -630,6 +630,40 @@ async fn a_file_that_is_none_of_ours_is_named() {
     store.close().await;
     let error = format!("{:#}", file.open_as(CHAIN, MARKETPLACE, Arc::new(read)).await.map(drop).unwrap_err());
     assert!(error.contains("fabstir.sqlite") && error.contains("9999"), "{error}");
+}
+
+/// Each migration is one transaction, so a process that dies while it migrates leaves a file of one of these formats.
+#[tokio::test]
+async fn a_file_is_migrated_from_wherever_that_stopped() {
+    let migrations = sqlx::migrate!();
+    let tables = async |store: &Store| {
+        sqlx::query_as::<_, (String, Option<String>)>("SELECT name, sql FROM sqlite_master ORDER BY name")
+            .fetch_all(&store.readers)
+            .await
+            .unwrap()
+    };
+    let (_file, fresh) = fresh().await;
+    let expected = tables(&fresh).await;
+    for stopped in migrations.iter().map(|migration| migration.version) {
+        let file = File::new();
+        let options =
+            SqliteConnectOptions::new().filename(file.0.path().join("fabstir.sqlite")).create_if_missing(true);
+        let old = SqlitePool::connect_with(options).await.unwrap();
+        migrations.run_to(stopped, &old).await.unwrap();
+        for row in [
+            "INSERT INTO tx_intent (id, key, job, kind, target, data, signer, nonce, gas, state, at)
+             VALUES (4, 'claim:1', 1, 'claim', zeroblob(20), x'', ?, 7, 100, 'signed', 1)",
+            "INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at)
+             SELECT zeroblob(32), 4, x'01', '9', '1', 1 WHERE length(?) = 20",
+        ] {
+            sqlx::query(row).bind(US.as_slice()).execute(&old).await.unwrap();
+        }
+        old.close().await;
+        let store = file.open().await;
+        assert!(tables(&store).await == expected, "from format {stopped}");
+        let kept = store.signed_intents(US).await.unwrap();
+        assert_eq!((kept.len(), kept[0].nonce, kept[0].attempts.len()), (1, Some(7), 1), "from format {stopped}");
+    }
 }
 
 fn intent(key: &str, job: u64) -> Intent {

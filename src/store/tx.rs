@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use sqlx::{Row, SqliteConnection};
 
 use super::{SqliteRow, Store, address, amount, clock, hash};
+use crate::failpoint::{self, Point};
 use crate::market::types::{Address, B256, BlockRef, Bytes, JobId, U256};
 
 /// A call we want on chain. `key` names the reason: a second intent with the same key is the same intent.
@@ -414,7 +415,9 @@ async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Resul
         .execute(&mut *tx)
         .await?;
     }
-    Ok(tx.commit().await?)
+    failpoint::hit(Point::BeforeSignCommit).await?;
+    tx.commit().await?;
+    failpoint::hit(Point::AfterSignCommit).await
 }
 
 pub(super) async fn insert_intent(tx: &mut SqliteConnection, intent: &Intent) -> Result<bool> {

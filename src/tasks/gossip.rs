@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::{LEASE_SECONDS, Pass, Task, conclude, sign_receipt};
 use crate::chain::{Chain, Signer};
+use crate::failpoint::{self, Point};
 use crate::http::{Kind, Metrics};
 use crate::market::job::{Duty, Job, Next, State, Work};
 use crate::market::receipt::SignedReceipt;
@@ -59,6 +60,7 @@ impl Announcer {
         let signed = sign_receipt(&self.chain, &self.signer, job).await?;
         let bytes = serde_json::to_vec(&signed).context("write the receipt")?;
         ensure!(self.p2p.publish_receipt(bytes).await?, "no peer takes receipts");
+        failpoint::hit(Point::AfterAnnounce).await?;
         let at = self.store.time().await?;
         self.store.record(job.id, &Work::Announced { at }).await?;
         tracing::info!(job = %job.id, "published receipt");

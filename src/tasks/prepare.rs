@@ -11,6 +11,7 @@ use super::{ATTEMPTS_MAX, LONG_PASS_MAX, Pass, Task, abandon};
 use crate::chain::Chain;
 use crate::chain::call::Call;
 use crate::content::Content;
+use crate::failpoint::{self, Point};
 use crate::market::gate::Gates;
 use crate::market::job::{Duty, Job, Next};
 use crate::market::types::{Address, BlockRef, JobId, U256};
@@ -137,7 +138,9 @@ impl Prepare {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        self.store.queue(&intents).await?;
+        if self.store.queue(&intents).await? > 0 {
+            failpoint::hit(Point::AfterQueue).await?;
+        }
         Ok(failed)
     }
 

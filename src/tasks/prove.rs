@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::{LONG_PASS_MAX, Pass, Task, take};
 use crate::chain::Chain;
 use crate::content::Content;
+use crate::failpoint::{self, Point};
 use crate::http::Metrics;
 use crate::market::commitment::Statement;
 use crate::market::job::{Duty, Job, Work};
@@ -89,6 +90,7 @@ impl Prove {
         let paths: Vec<_> = openings.into_iter().flat_map(|opening| opening.path).collect();
         let completion = prover::completion(circuit, &proof, &paths);
         let completion = self.content.put(&completion)?;
+        failpoint::hit(Point::AfterProof).await?;
         let at = self.store.time().await?;
         self.store.record(job.id, &Work::Proved { at, beacon, completion }).await?;
         self.metrics.proof_seconds.observe(started.elapsed().as_secs_f64());

@@ -10,6 +10,7 @@ use anyhow::Result;
 use super::{Guard, INDEXER, Pass, Sight, Survey, Task, abandon};
 use crate::chain::Contracts;
 use crate::content::Content;
+use crate::failpoint::{self, Point};
 use crate::http::{Declined, Health, Kind, Metrics, Skipped};
 use crate::market::job::{Duty, Job, Next, State, Work};
 use crate::market::policy::Policy;
@@ -69,6 +70,7 @@ impl Task for Scheduler {
             }
             if !choices.is_empty() {
                 let chosen = self.store.choose(&choices, self.slots).await?;
+                failpoint::hit(Point::AfterChoose).await?;
                 tracing::info!(jobs = ?chosen.iter().map(|job| job.0).collect::<Vec<_>>(), "chose jobs");
                 reserved.extend(chosen);
             }
@@ -108,6 +110,7 @@ impl Scheduler {
                 kept.insert(job.id);
             }
             if ours && job.doubt.is_none() && !reserved.contains(&job.id) && self.store.adopt(job.id).await? {
+                failpoint::hit(Point::AfterAdopt).await?;
                 tracing::warn!(job = %job.id, "adopted a job the chain says is ours");
                 reserved.insert(job.id);
             }

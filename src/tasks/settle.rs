@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::{LONG_PASS_MAX, Pass, Task};
 use crate::chain::{Chain, Ended, Pulse};
+use crate::failpoint::{self, Point};
 use crate::http::Metrics;
 use crate::market::types::{Address, B256, BlockRef};
 use crate::store::{OpenIntent, Store, TxOutcome};
@@ -54,7 +55,13 @@ impl Task for Settle {
         let hashes: Vec<B256> = signed.iter().flat_map(|intent| intent.attempts.iter().map(|it| it.hash)).collect();
         let (pulse, outcomes) = tokio::try_join!(chain.pulse(self.us), mined(&chain, &hashes))?;
         self.beat.send_replace(Some((pulse, Instant::now())));
+        if !outcomes.is_empty() {
+            failpoint::hit(Point::BeforeSettle).await?;
+        }
         let settled = self.store.settle(&outcomes).await?;
+        if settled > 0 {
+            failpoint::hit(Point::AfterSettle).await?;
+        }
         for outcome in &outcomes {
             let intent = signed.iter().find(|intent| intent.attempts.iter().any(|it| it.hash == outcome.hash));
             if let Some(OpenIntent { kind, job, .. }) = intent {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{Beat, Guard, Pass, Task};
 use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
+use crate::failpoint::{self, Point};
 use crate::http::{Kind, Metrics};
 use crate::market::types::{B256, Bytes, JobId, U256};
 use crate::store::{Attempt, Intent, OpenIntent, OrderKind, Signed, Store, TxOrder, clock};
@@ -204,6 +205,7 @@ impl Submitter {
         let mut accepted = Vec::new();
         for due in due.chunks(PER_REQUEST) {
             let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
+            failpoint::hit(Point::BeforeSend).await?;
             let said = match self.chain.send(&raw).await {
                 Ok(said) => said,
                 Err(error) => {
@@ -211,6 +213,7 @@ impl Submitter {
                     return Err(error);
                 }
             };
+            failpoint::hit(Point::AfterSend).await?;
             for ((intent, attempt), said) in due.iter().zip(said) {
                 self.note(intent, attempt.hash, &said);
                 if said == Sent::Accepted && !attempt.sent {

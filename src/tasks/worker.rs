@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::{LEASE_SECONDS, Live, Pass, Piece, Task, take};
 use crate::content::Content;
 use crate::engine::{self, Engine};
+use crate::failpoint::{self, Point};
 use crate::http::Metrics;
 use crate::market::job::{Duty, Job, Work};
 use crate::market::transcript::Transcript;
@@ -59,6 +60,7 @@ impl Worker {
             temperature_milli: terms.temperature_milli,
             seed: terms.seed,
         })?;
+        tracing::debug!(job = %job.id, "the model runs");
         let stream = self.live.open(job.id);
         let mut transcript = Transcript::default();
         loop {
@@ -76,7 +78,9 @@ impl Worker {
             }
         }
         let inferred = self.keep(transcript).await?;
+        failpoint::hit(Point::AfterInference).await?;
         self.store.record(job.id, &inferred).await?;
+        failpoint::hit(Point::AfterInferred).await?;
         self.metrics.inference_seconds.observe(started.elapsed().as_secs_f64());
         tracing::info!(job = %job.id, seconds = started.elapsed().as_secs_f32(), "inferred job");
         Ok(())

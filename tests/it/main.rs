@@ -20,6 +20,8 @@ mod claim_lost_to_a_rival;
 mod container;
 mod deadline_passes_while_proving;
 mod each_wrong_proof_is_refused_on_chain;
+#[cfg(debug_assertions)]
+mod failpoints;
 mod faults;
 mod forged_receipt_is_dropped_and_not_forwarded;
 mod happy_path_in_eth_and_in_a_token;

@@ -18,7 +18,7 @@ use fabstir::market::types::{Address, B256, JobId, ModelId, U256};
 use fabstir::node::Node;
 use fabstir::p2p::{self, Keypair};
 use fabstir::renter::{Offer, Posted, Renter};
-use fabstir::store::Entry;
+use fabstir::store::{Entry, Store};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -303,7 +303,12 @@ pub struct Tx {
 
 /// A host's transactions of one kind for a job, oldest first.
 pub async fn transactions(node: &Node, job: JobId, kind: &str) -> Result<Vec<Tx>> {
-    let all = node.store.transactions(Some(job)).await?.into_iter().filter_map(|entry| match entry {
+    transactions_in(&node.store, job, kind).await
+}
+
+/// As [`transactions`], of a node that runs elsewhere.
+pub async fn transactions_in(store: &Store, job: JobId, kind: &str) -> Result<Vec<Tx>> {
+    let all = store.transactions(Some(job)).await?.into_iter().filter_map(|entry| match entry {
         Entry::Transaction { kind, state, nonce, hashes, .. } => Some(Tx { kind, state, nonce, hashes }),
         _ => None,
     });
@@ -312,8 +317,13 @@ pub async fn transactions(node: &Node, job: JobId, kind: &str) -> Result<Vec<Tx>
 
 /// How often the model ran for a job.
 pub async fn inferences(node: &Node, job: JobId) -> Result<usize> {
+    inferences_in(&node.store, job).await
+}
+
+/// As [`inferences`], of a node that runs elsewhere.
+pub async fn inferences_in(store: &Store, job: JobId) -> Result<usize> {
     let inferred = |entry: &&Entry| matches!(entry, Entry::Work { work, .. } if work.name() == "Inferred");
-    Ok(node.store.timeline(job).await?.entries.iter().filter(inferred).count())
+    Ok(store.timeline(job).await?.entries.iter().filter(inferred).count())
 }
 
 /// After a job that was paid: the model ran once, each transaction was signed once and mined, and nothing is left open.
