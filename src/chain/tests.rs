@@ -478,7 +478,9 @@ async fn who_lags_or_dawdles_is_passed_over() -> Result<()> {
         behind.work.head.store(1000, Ordering::Relaxed);
         ahead.work.head.store(1006, Ordering::Relaxed);
         uses(ahead).await?;
+        // Who is asked nothing looks at nobody.
         until("both were looked at", async || {
+            ask(&chain).await.ok();
             let mut lags: Vec<_> = chain.endpoints().iter().map(|it| it.lag).collect();
             lags.sort_unstable();
             lags == [Some(0), Some(6)]

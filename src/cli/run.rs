@@ -50,7 +50,7 @@ pub async fn run(global: &Global) -> Result<()> {
     let mut beat = tokio::time::interval(notify.beat_every());
     let failed = loop {
         tokio::select! {
-            () = told.to_stop() => break None,
+            () = told.stopped() => break None,
             failed = node.failed() => break Some(failed),
             _ = beat.tick() => tell(&node, &mut notify).await,
         }
@@ -79,7 +79,7 @@ struct Told {
 }
 
 impl Told {
-    async fn to_stop(&mut self) {
+    async fn stopped(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -100,7 +100,7 @@ async fn finish(node: &Node, notify: &mut Notify, limit: Duration, told: &mut To
     };
     tokio::select! {
         finished = tokio::time::timeout(limit, node.finish()) => finished.unwrap_or(Ok(()))?,
-        () = told.to_stop() => {}
+        () = told.stopped() => {}
         () = beats => {}
     }
     node.left().await
