@@ -27,11 +27,7 @@ slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
 
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
-<<<<<<< HEAD
-.PHONY: help demo test bench-index bench-policy faults failpoints setup check fmt lint doc deny advisories abi clean
-=======
-.PHONY: help demo test bench-index bench-claims bench-policy faults setup check fmt lint doc deny advisories abi clean
->>>>>>> main
+.PHONY: help demo test bench-index bench-claims bench-policy faults failpoints setup check fmt lint doc deny advisories abi clean
 .PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands

@@ -224,7 +224,11 @@ impl Stage {
             let Ok(store) = self.open().await else { continue };
             if point == Point::MidRewind && !reorged && self.is_under_way(&store, job).await? {
                 reorged = true;
+                // Anvil loses a block for good where it mines one while it reorganises.
+                self.world.freeze(false).await?;
                 self.world.devnet.rpc("anvil_reorg", json!([2, []])).await?;
+                self.world.freeze(true).await?;
+                self.world.flow();
             }
             let done = used.exists() && self.is_done(&store, job).await?;
             store.close().await;
