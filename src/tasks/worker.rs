@@ -11,7 +11,7 @@ use crate::engine::{self, Engine};
 use crate::http::Metrics;
 use crate::market::job::{Duty, Job, Work};
 use crate::market::transcript::Transcript;
-use crate::market::types::{Address, Cid};
+use crate::market::types::{Address, B256, Cid};
 use crate::store::Store;
 
 /// The task's edges. Several run side by side, one per slot; leases keep them apart.
@@ -70,7 +70,7 @@ impl Worker {
                 }
             }
         }
-        let inferred = self.keep(transcript).await?;
+        let inferred = self.keep(transcript, terms.order()).await?;
         self.store.record(job.id, &inferred).await?;
         self.metrics.inference_seconds.observe(started.elapsed().as_secs_f64());
         tracing::info!(job = %job.id, seconds = started.elapsed().as_secs_f32(), "inferred job");
@@ -78,7 +78,7 @@ impl Worker {
     }
 
     /// Commits to the transcript and puts it and the output on disk; hashing a long one takes a while.
-    async fn keep(&self, transcript: Transcript) -> Result<Work> {
+    async fn keep(&self, transcript: Transcript, order: B256) -> Result<Work> {
         self.metrics.tokens_generated.inc_by(transcript.records.len() as u64);
         let content = self.content.clone();
         let at = self.store.time().await?;
@@ -86,7 +86,7 @@ impl Worker {
             let (commitment, output) = transcript.commit()?;
             content.put(transcript.text().as_bytes())?;
             let transcript = content.put(&serde_json::to_vec(&transcript).context("write the transcript")?)?;
-            Ok(Work::Inferred { at, commitment, output, transcript })
+            Ok(Work::Inferred { at, commitment, output, transcript, order: Some(order) })
         })
         .await
         .context("commit to the transcript")?
