@@ -30,6 +30,8 @@ pub struct Host {
     pub content: Content,
     /// How often it ended without being told to: a node that cannot reach its endpoint at its start does.
     pub exits: u64,
+    /// Whether it is to run: between a kill and the next start it is not.
+    pub wanted: bool,
     program: PathBuf,
     folder: PathBuf,
     child: Option<Child>,
@@ -46,7 +48,18 @@ impl Host {
         let content = Content::open(&folder.join(name).join("content"))?;
         let (address, program) = (signer.address(), program.to_owned());
         let first_nonce = market.nonce(address, "latest").await?;
-        Ok(Self { name, address, first_nonce, endpoint, content, exits: 0, program, folder, child: None })
+        Ok(Self {
+            name,
+            address,
+            first_nonce,
+            endpoint,
+            content,
+            exits: 0,
+            wanted: false,
+            program,
+            folder,
+            child: None,
+        })
     }
 
     /// Returns a node that only reads, for commands; it has no key.
@@ -55,11 +68,23 @@ impl Host {
         std::fs::write(folder.join(format!("{name}.toml")), configuration(market, name, &endpoint.url(), false)?)?;
         let content = Content::open(&folder.join(name).join("content"))?;
         let (address, program) = (Address::ZERO, program.to_owned());
-        Ok(Self { name, address, first_nonce: 0, endpoint, content, exits: 0, program, folder, child: None })
+        Ok(Self {
+            name,
+            address,
+            first_nonce: 0,
+            endpoint,
+            content,
+            exits: 0,
+            wanted: false,
+            program,
+            folder,
+            child: None,
+        })
     }
 
     /// Starts the node if it does not run.
     pub fn start(&mut self) -> Result<()> {
+        self.wanted = true;
         if self.runs()? {
             return Ok(());
         }
@@ -85,6 +110,7 @@ impl Host {
         if !self.runs()? {
             return Ok(false);
         }
+        self.wanted = false;
         self.child.take().context("it runs")?.kill().await?;
         Ok(true)
     }

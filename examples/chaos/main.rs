@@ -10,8 +10,8 @@
 //! - `nonce_gaps`: nonces of our hosts without a settled transaction of theirs
 //! - `wei_off`: how far the hosts' books are from the chain, all differences summed
 //!
-//! Besides: the output on chain is what the model gives to that very order; reservations never pass the slots, looked at twice a
-//! second; each projection equals its own rebuild, the chain, and one made from the first block; no transaction waits past its
+//! Besides: the output on chain is what the model gives to that very order; no job is chosen while all slots are taken, looked at
+//! twice a second; each projection equals its own rebuild, the chain, and one made from the first block; no transaction waits past its
 //! deadline; the files are whole.
 
 mod endpoint;
@@ -40,7 +40,7 @@ use serde_json::json;
 use facts::{Fate, fates};
 use host::Host;
 use market::{Market, Renter};
-use verdict::{Ordered, Verdict, over_capacity};
+use verdict::{Ordered, Slots, Verdict};
 
 /// Hot, so that outputs differ by job and seed.
 pub const TEMPERATURE_MILLI: u32 = 1000;
@@ -83,6 +83,9 @@ struct Arguments {
     /// How long all may take to come to rest after that.
     #[arg(long, default_value_t = 1500)]
     rest_seconds: u64,
+    /// Two renters post, and reorgs change the order of what they posted: a job's number may come to mean another's order.
+    #[arg(long)]
+    renumber: bool,
     /// The program; default: `debug/fabstir` in the target folder.
     #[arg(long, value_name = "FILE")]
     fabstir: Option<PathBuf>,
@@ -191,6 +194,8 @@ fn target() -> Result<PathBuf> {
 fn schedule(arguments: &Arguments, seconds: u64) -> Schedule {
     let mut dice = StdRng::seed_from_u64(arguments.seed);
     let (mut schedule, span) = (Schedule::new(), seconds * 1000);
+    // One account's transactions keep their order.
+    let renters = if arguments.renumber { RENTERS } else { 1 };
     let mut add = |at: u64, act: Act| {
         let number = schedule.len() as u64;
         schedule.insert((at, number), act);
@@ -203,7 +208,7 @@ fn schedule(arguments: &Arguments, seconds: u64) -> Schedule {
     for number in 0..arguments.jobs {
         let hurried = dice.gen_range(0..10) < HURRIED && !proofs.contains(&number);
         let seconds = if hurried { dice.gen_range(30..60) } else { LONG_SECONDS };
-        let (renter, proof) = (dice.gen_range(0..RENTERS), proofs.contains(&number));
+        let (renter, proof) = (dice.gen_range(0..renters), proofs.contains(&number));
         add(dice.gen_range(0..span * 9 / 10), Act::Post { renter, number, proof, seconds });
     }
     for _ in 0..arguments.reorgs {
@@ -232,10 +237,12 @@ struct Chaos {
     renters: Vec<Renter>,
     orders: HashMap<B256, Ordered>,
     dice: StdRng,
+    renumber: bool,
     kills: u64,
     reorgs: u64,
     /// What was wrong during the run.
     seen: Vec<String>,
+    slots: [Slots; HOST_NAMES.len()],
     looked: Instant,
 }
 
@@ -257,15 +264,16 @@ impl Chaos {
             host.start()?;
         }
         let dice = StdRng::seed_from_u64(arguments.seed ^ u64::MAX);
+        let (renumber, slots) = (arguments.renumber, Default::default());
         let (orders, seen, looked) = (HashMap::new(), Vec::new(), Instant::now());
-        Ok(Self { market, hosts, fresh, renters, orders, dice, kills: 0, reorgs: 0, seen, looked })
+        Ok(Self { market, hosts, fresh, renters, orders, dice, renumber, kills: 0, reorgs: 0, seen, slots, looked })
     }
 
     /// Lets it all happen.
     async fn rage(&mut self, mut schedule: Schedule) -> Result<()> {
         self.hosts.iter().for_each(|host| host.endpoint.fail(true));
         let began = Instant::now();
-        let mut told = Instant::now();
+        let (mut told, mut later) = (Instant::now(), schedule.len() as u64);
         while let Some(((at, _), act)) = schedule.pop_first() {
             while (began.elapsed().as_millis() as u64) < at {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -280,17 +288,19 @@ impl Chaos {
                         (false, true) => other,
                         // Both are down: as soon as one is not.
                         (false, false) => {
-                            schedule.insert((now + 500, u64::MAX - schedule.len() as u64), Act::Kill(host));
+                            later += 1;
+                            schedule.insert((now + 500, later), Act::Kill(host));
                             continue;
                         }
                     };
                     self.kills += u64::from(self.hosts[victim].kill().await?);
                     let down = self.dice.gen_range(0..DOWN_MS_MAX);
-                    schedule.insert((now + down, u64::MAX - schedule.len() as u64), Act::Start(victim));
+                    later += 1;
+                    schedule.insert((now + down, later), Act::Start(victim));
                 }
                 Act::Start(host) => self.hosts[host].start()?,
                 Act::Reorg(depth) => {
-                    self.market.reorg(depth, &mut self.renters, &mut self.dice).await?;
+                    self.market.reorg(depth, self.renumber, &mut self.renters, &mut self.dice).await?;
                     self.reorgs += 1;
                 }
                 Act::Post { renter, number, proof, seconds } => self.post(renter, number, proof, seconds).await?,
@@ -344,13 +354,12 @@ impl Chaos {
         for renter in &mut self.renters {
             renter.tend(&self.market).await?;
         }
-        for host in &mut self.hosts {
-            let exits = host.exits;
-            if !host.runs()? && host.exits > exits {
+        for (host, slots) in self.hosts.iter_mut().zip(&mut self.slots) {
+            if host.wanted {
                 host.start()?;
             }
             let Some(database) = host.database().await? else { continue };
-            match over_capacity(&database, host.address).await {
+            match slots.look(&database).await {
                 Ok(Some(over)) => self.seen.push(format!("{}: {over}", host.name)),
                 Ok(None) => {}
                 // Before its first migration.

@@ -122,24 +122,29 @@ impl Market {
     }
 
     /// Replaces the newest `depth` blocks with others that are empty. What was in them waits again: the renters' transactions
-    /// all, the others' each with even odds.
-    pub async fn reorg(&self, depth: u64, renters: &mut [Renter], dice: &mut StdRng) -> Result<()> {
+    /// all, where `renumber` asks it and with even odds in another order; the others' each with even odds.
+    pub async fn reorg(&self, depth: u64, renumber: bool, renters: &mut [Renter], dice: &mut StdRng) -> Result<()> {
         let _making = self.making.lock().await;
         let head = self.head().await?;
-        let mut back: Vec<Bytes> = Vec::new();
+        // By renter, or by block where the order stays; the others' last.
+        let (mut back, another_order) = (Vec::new(), dice.gen_bool(0.5) && renumber);
         for number in head - depth + 1..=head {
             let block = self.rpc("eth_getBlockByNumber", json!([hex(number), false])).await?;
             for hash in block["transactions"].as_array().context("a block's transactions")? {
                 let raw = self.rpc("eth_getRawTransactionByHash", json!([hash])).await?;
-                let renters = renters.iter_mut().flat_map(|renter| &mut renter.sent);
-                let ours = renters.into_iter().find(|sent| json!(sent.hash) == *hash);
-                if ours.map(|sent| sent.mined = false).is_some() || dice.gen_bool(0.5) {
-                    back.push(serde_json::from_value(raw)?);
+                let ours = renters.iter_mut().rev().enumerate().find_map(|(place, renter)| {
+                    let sent = renter.sent.iter_mut().find(|sent| json!(sent.hash) == *hash)?;
+                    sent.mined = false;
+                    Some(if another_order { place } else { 0 })
+                });
+                if ours.is_some() || dice.gen_bool(0.5) {
+                    back.push((ours.unwrap_or(usize::MAX), raw));
                 }
             }
         }
         self.rpc("anvil_reorg", json!([depth, []])).await?;
-        for raw in back {
+        back.sort_by_key(|(place, _)| *place);
+        for (_, raw) in back {
             // One that a block no longer has room for, or that a host sent again meanwhile.
             let _ = self.rpc("eth_sendRawTransaction", json!([raw])).await;
         }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 use fabstir::engine::{self, Engine};
-use fabstir::market::types::{Address, B256, Cid, JobId, U256};
+use fabstir::market::types::{B256, Cid, JobId, U256};
 use serde_json::Value;
 use sqlx::{Row, SqlitePool};
 
@@ -123,9 +123,6 @@ impl Verdict {
         .await?;
         for intent in live {
             self.wrong(format!("{}: {intent} past its deadline", host.name));
-        }
-        if let Some(over) = over_capacity(&database, host.address).await? {
-            self.wrong(format!("{}: {over}", host.name));
         }
         let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM reservation").fetch_one(&database).await?;
         if kept > 0 {
@@ -252,19 +249,45 @@ impl Verdict {
     }
 }
 
-/// Returns what is wrong where more slots are taken than there are, by jobs that the chain does not say are this host's: those are
-/// taken on whatever there is room for.
-pub async fn over_capacity(database: &SqlitePool, host: Address) -> Result<Option<String>> {
-    let row = sqlx::query(
-        "SELECT count(*), count(job.id) FROM reservation
-         LEFT JOIN job ON job.id = reservation.job AND job.host = ? AND job.state IN ('claimed', 'committed')",
-    )
-    .bind(host.as_slice())
-    .fetch_one(database)
-    .await?;
-    let (taken, claimed): (i64, i64) = (row.get(0), row.get(1));
-    let hoped = taken - claimed;
-    Ok((hoped > SLOTS as i64).then(|| format!("{taken} slots of {SLOTS} are taken, {claimed} by claimed jobs")))
+/// A host's reservations as they were last seen.
+#[derive(Debug, Default)]
+pub struct Slots {
+    /// The job and when it was reserved.
+    taken: HashSet<(i64, i64)>,
+    /// The newest work then.
+    work: i64,
+}
+
+impl Slots {
+    /// Returns what is wrong where a job was chosen with all slots taken, or where there are more than slots without a claim of this
+    /// host: only what the chain once said to be its own is taken on whatever there is room for.
+    pub async fn look(&mut self, database: &SqlitePool) -> Result<Option<String>> {
+        let rows = sqlx::query(
+            "SELECT job, at, EXISTS (SELECT 1 FROM log WHERE log.job = reservation.job AND kind = 'JobClaimed'),
+                    EXISTS (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Chosen' AND seq > ?),
+                    (SELECT max(seq) FROM work)
+             FROM reservation",
+        )
+        .bind(self.work)
+        .fetch_all(database)
+        .await?;
+        let taken: HashSet<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let unclaimed = rows.iter().filter(|row| !row.get::<bool, _>(2)).count();
+        let chosen: HashSet<(i64, i64)> =
+            rows.iter().filter(|row| row.get(3)).map(|row| (row.get(0), row.get(1))).collect();
+        let stayed = taken.intersection(&self.taken).filter(|row| !chosen.contains(row)).count();
+        let full = !chosen.is_empty() && stayed + chosen.len() > SLOTS;
+        let wrong = (full || unclaimed > SLOTS).then(|| {
+            format!(
+                "{} of {SLOTS} slots are taken, {stayed} for longer, {} chosen now, {unclaimed} never claimed",
+                taken.len(),
+                chosen.len()
+            )
+        });
+        self.work = rows.first().and_then(|row| row.get(4)).unwrap_or(self.work);
+        self.taken = taken;
+        Ok(wrong)
+    }
 }
 
 /// Fails unless the chain has the output that the model gives to this order, and the host still has its bytes.

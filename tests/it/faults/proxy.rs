@@ -320,6 +320,10 @@ fn look_back(call: &mut Value, view: u64) {
 
 /// Takes what is past `view` out of an answer, as a node has it that does not know those blocks.
 fn forget(call: &Value, answer: &mut Value, view: u64) {
+    // Naming its result would give it one.
+    if answer.get("error").is_some() {
+        return;
+    }
     let past = |number: &Value| quantity(number).is_some_and(|number| number > view);
     let result = &mut answer["result"];
     match call["method"].as_str() {
