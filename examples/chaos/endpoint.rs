@@ -11,11 +11,11 @@ use rand::{Rng, SeedableRng};
 
 use crate::proxy::{Proxy, Reply, When};
 
-/// Of a thousand requests, so many are met by each fault.
-const CUT: u32 = 25;
-const TWICE: u32 = 30;
-const REFUSED: u32 = 20;
-const LATE: u32 = 40;
+/// Of a thousand requests, so many are met by each fault; those that send transactions by the second.
+const CUT: [u32; 2] = [8, 200];
+const TWICE: [u32; 2] = [30, 150];
+const REFUSED: [u32; 2] = [7, 50];
+const LATE: [u32; 2] = [40, 100];
 const LATE_MS_MAX: u64 = 2000;
 
 /// The endpoint and whether it fails now.
@@ -30,18 +30,19 @@ impl Endpoint {
         let proxy = Proxy::start(target).await?;
         let fails = Arc::new(AtomicBool::new(false));
         let (now, dice) = (fails.clone(), Mutex::new(StdRng::seed_from_u64(seed)));
-        proxy.request(When::Always, move |_| {
+        proxy.request(When::Always, move |calls| {
             if !now.load(Relaxed) {
                 return None;
             }
+            let sends = usize::from(calls.iter().any(|call| call["method"] == "eth_sendRawTransaction"));
+            let (cut, twice) = (CUT[sends], CUT[sends] + TWICE[sends]);
+            let (refused, late) = (twice + REFUSED[sends], twice + REFUSED[sends] + LATE[sends]);
             let mut dice = dice.lock().expect("no holder of this lock panics");
             match dice.gen_range(0..1000) {
-                roll if roll < CUT => Some(Reply::Torn),
-                roll if roll < CUT + TWICE => Some(Reply::Twice),
-                roll if roll < CUT + TWICE + REFUSED => Some(Reply::Status(503, "the endpoint has no time")),
-                roll if roll < CUT + TWICE + REFUSED + LATE => {
-                    Some(Reply::Late(Duration::from_millis(dice.gen_range(0..LATE_MS_MAX))))
-                }
+                roll if roll < cut => Some(Reply::Torn),
+                roll if roll < twice => Some(Reply::Twice),
+                roll if roll < refused => Some(Reply::Status(503, "the endpoint has no time")),
+                roll if roll < late => Some(Reply::Late(Duration::from_millis(dice.gen_range(0..LATE_MS_MAX)))),
                 _ => None,
             }
         });

@@ -51,7 +51,8 @@ pub enum Reply {
     Torn,
     /// The true answer, so much later.
     Late(Duration),
-    /// The true answer to the request when it comes a second time.
+    /// The true answer to the request when it comes a second time. Of use where transactions are sent: in `examples/chaos`.
+    #[allow(dead_code)]
     Twice,
 }
 
