@@ -13,6 +13,9 @@
 //! Besides: the output on chain is what the model gives to that very order; no job is chosen while all slots are taken, looked at
 //! twice a second; each projection equals its own rebuild, the chain, and one made from the first block; no transaction waits past its
 //! deadline; the files are whole.
+//!
+//! With `--renumber`, reorgs also give jobs' numbers to other orders. Calls name a job by its number alone, so what was signed for the
+//! order before may meet the one after: this finds outputs of the wrong order, and is not part of `make chaos`.
 
 mod endpoint;
 mod facts;
