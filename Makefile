@@ -27,7 +27,7 @@ slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
 
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
-.PHONY: help demo test bench-index bench-claims bench-policy faults failpoints setup check fmt lint doc deny advisories abi clean
+.PHONY: help demo test bench-index bench-claims bench-policy chaos faults failpoints setup check fmt lint doc deny advisories abi clean
 .PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands
@@ -49,6 +49,13 @@ bench-claims: setup ## a host's latency from a job's log to its claim, its jobs 
 
 bench-policy: setup ## what one decision of policy costs, in microseconds, as one JSON object; ARGS is the number of decisions
 	@cargo run --quiet --example bench_policy -- $(ARGS)
+
+KILLS ?= 100
+REORGS ?= 50
+SEED ?= 1
+chaos: setup ## two rival hosts through KILLS=100 kills and REORGS=50 reorgs behind failing endpoints, SEED=1; last a JSON object
+	@cargo build --quiet --bin fabstir --example chaos
+	@$(CARGO_TARGET_DIR)/debug/examples/chaos --kills $(KILLS) --reorgs $(REORGS) --seed $(SEED) $(ARGS)
 
 setup: ## install and build what the other commands need; says what is missing
 	@tools/setup.sh

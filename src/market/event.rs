@@ -2,7 +2,7 @@
 //!
 //! Decoding itself belongs to `chain`; past that border nobody sees an ABI word.
 
-use alloy::primitives::Keccak256;
+use alloy::primitives::{Keccak256, keccak256};
 use serde::{Deserialize, Serialize};
 
 use super::coverage::Coverage;
@@ -154,6 +154,14 @@ pub struct Terms {
     /// Where it is to be computed, as the renter names it: what follows `region=` in a part of the result's format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+}
+
+impl Terms {
+    /// Returns a digest of all that the output follows from, beside the job's number: a reorg may give that to another order.
+    pub fn order(&self) -> B256 {
+        let numbers = [self.max_tokens, self.temperature_milli, self.seed].map(u32::to_be_bytes);
+        keccak256([keccak256(&self.model).as_slice(), keccak256(&self.input).as_slice(), &numbers.concat()].concat())
+    }
 }
 
 /// What a host binds itself to before it knows which positions will be opened.

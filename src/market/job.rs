@@ -35,8 +35,16 @@ pub enum Fact {
 pub enum Work {
     /// Policy said yes; the claim intent and the reservation were written in the same transaction.
     Chosen { at: UnixSeconds, reasons: Vec<String> },
-    /// The model ran. `transcript` is the content id of the token records.
-    Inferred { at: UnixSeconds, commitment: Commitment, output: Cid, transcript: Cid },
+    /// The model ran. `transcript` is the content id of the token records. `order` is [`Terms::order`] of what was asked, which is
+    /// not noted in older files.
+    Inferred {
+        at: UnixSeconds,
+        commitment: Commitment,
+        output: Cid,
+        transcript: Cid,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        order: Option<B256>,
+    },
     /// A proof for the positions drawn by `beacon`, verified here. `completion` is the content id of the call's proof bytes.
     Proved { at: UnixSeconds, beacon: B256, completion: Cid },
     /// The signed receipt was published.
@@ -303,6 +311,8 @@ impl Job {
     fn apply_work(&mut self, work: &Work) {
         match work.clone() {
             Work::Chosen { .. } => self.chosen = true,
+            // Of another order, which had this number before a reorg.
+            Work::Inferred { order: Some(order), .. } if order != self.terms.order() => {}
             Work::Inferred { commitment, output, transcript, .. } => {
                 self.inferred = Some(Inferred { commitment, output, transcript });
             }
@@ -442,8 +452,9 @@ impl Job {
 
     fn next_committed(&self, commitment: &Commitment) -> Next {
         if self.inferred.as_ref().is_none_or(|inferred| inferred.commitment != *commitment) {
-            // The chain holds a commitment whose transcript this file does not: it cannot be opened from here.
-            return Next::Done(Outcome::Abandoned);
+            // The chain holds a commitment whose transcript this file does not, or one to another order's result, which a reorg
+            // brought in: it cannot be opened from here, and until it is given up stake stands for it.
+            return Next::Do(Duty::Fail);
         }
         match (self.beacon, &self.proved) {
             _ if !self.terms.requires_proof => Next::Do(Duty::Complete),
@@ -551,8 +562,11 @@ mod tests {
         Fact::Work(Work::Chosen { at: UnixSeconds(1), reasons: Vec::new() })
     }
     fn inferred_as(commitment: Commitment) -> Fact {
+        inferred_of(None, commitment)
+    }
+    fn inferred_of(order: Option<B256>, commitment: Commitment) -> Fact {
         let (output, transcript) = (Cid::of(b"output"), Cid::of(b"transcript"));
-        Fact::Work(Work::Inferred { at: UnixSeconds(2), commitment, output, transcript })
+        Fact::Work(Work::Inferred { at: UnixSeconds(2), commitment, output, transcript, order })
     }
     fn inferred() -> Fact {
         inferred_as(COMMITMENT)
@@ -669,9 +683,40 @@ mod tests {
     fn a_commitment_that_is_not_ours_to_open_is_given_up() {
         let other = Commitment { root: B256::repeat_byte(0x77), ..COMMITMENT };
         let base = [posted(), claimed(US), committed(), Fact::Beacon(DRAWS)];
-        owes(&base, EARLY, Done(Abandoned));
-        owes(&[base.as_slice(), &[inferred_as(other)]].concat(), EARLY, Done(Abandoned));
+        owes(&base, EARLY, Do(Fail));
+        owes(&base, DEADLINE, Done(Expired));
+        owes(&[base.as_slice(), &[inferred_as(other)]].concat(), EARLY, Do(Fail));
         owes(&[base.as_slice(), &[inferred_as(other), inferred()]].concat(), EARLY, Do(Prove));
+    }
+
+    #[test]
+    fn a_result_counts_only_for_the_order_it_was_made_for() {
+        let Fact::Chain { event: Event::JobTerms { mut terms, .. }, .. } = posted() else { unreachable!("posted") };
+        let (order, base) = (terms.order(), [posted(), claimed(US)]);
+        let with = |order| [base.as_slice(), &[inferred_of(Some(order), COMMITMENT)]].concat();
+        owes(&with(order), EARLY, Do(Commit));
+        terms.renter = Address::repeat_byte(8);
+        terms.deadline = UnixSeconds(DEADLINE + 1);
+        assert_eq!(terms.order(), order, "whose it is and until when changes no result");
+        let changes: [fn(&mut Terms); 5] = [
+            |terms| terms.model.push('0'),
+            |terms| terms.input.push('0'),
+            |terms| terms.max_tokens += 1,
+            |terms| terms.temperature_milli += 1,
+            |terms| terms.seed += 1,
+        ];
+        for change in changes {
+            let mut other = terms.clone();
+            change(&mut other);
+            owes(&with(other.order()), EARLY, Do(Infer));
+            let committed = [with(other.order()), vec![committed()]].concat();
+            owes(&committed, EARLY, Do(Fail));
+            owes(
+                &[committed, vec![inferred_of(Some(order), COMMITMENT)]].concat(),
+                EARLY,
+                Wait("the block after the commitment"),
+            );
+        }
     }
 
     #[test]
@@ -679,7 +724,7 @@ mod tests {
         let base = [posted_with(false), claimed(US), committed()];
         owes(&[base.as_slice(), &[inferred()]].concat(), EARLY, Do(Complete));
         owes(&[base.as_slice(), &[Fact::Beacon(DRAWS), inferred()]].concat(), EARLY, Do(Complete));
-        owes(&base, EARLY, Done(Abandoned));
+        owes(&base, EARLY, Do(Fail));
         owes(&[base.as_slice(), &[inferred()]].concat(), DEADLINE, Done(Expired));
     }
 

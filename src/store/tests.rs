@@ -558,7 +558,7 @@ async fn another_beacon_asks_for_another_proof() {
     let (job, at) = (JobId(1), UnixSeconds(0));
     let next = || async { store.job(job).await.unwrap().unwrap().next(US, at) };
     let (output, transcript) = (Cid::of(b"o"), Cid::of(b"t"));
-    store.record(job, &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
+    store.record(job, &Work::Inferred { at, commitment: COMMITMENT, output, transcript, order: None }).await.unwrap();
     assert_eq!(next().await, Next::Wait("the block after the commitment"));
 
     let block = after(a.last(), 0, &[]);
@@ -882,7 +882,10 @@ async fn a_reopened_file_has_everything() {
     let id = open_intents(&store).await[0].id;
     sign(&store, id, 3, attempt(1)).await.unwrap();
     let (at, output, transcript) = (UnixSeconds(2), Cid::of(b"o"), Cid::of(b"t"));
-    store.record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
+    store
+        .record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript, order: None })
+        .await
+        .unwrap();
     let mut kept = peer_receipt("first");
     store.keep_receipt(&kept).await.unwrap();
     kept.peer = "second".into();
@@ -1433,7 +1436,10 @@ async fn the_load_is_what_was_chosen_and_not_freed() {
     assert_eq!(load(&model, 3601).await, Load { chosen_last_hour: 0, ..all });
     assert_eq!(load("other", 1).await, Load { slots_taken: 0, queued_tokens: 0, ..all });
     let (at, output, transcript) = (UnixSeconds(2), Cid::of(b"o"), Cid::of(b"t"));
-    store.record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript }).await.unwrap();
+    store
+        .record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript, order: None })
+        .await
+        .unwrap();
     store.free(JobId(2)).await.unwrap();
     let left = Load { slots_taken: 2, queued_tokens: 8, held: 1, pending_claims: 1, chosen_last_hour: 3 };
     assert_eq!(load(&model, 1).await, left);

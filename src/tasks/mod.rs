@@ -353,6 +353,7 @@ mod tests {
             commitment: Commitment { root: B256::ZERO, tokens: 1, result_hash: B256::ZERO, tokens_digest: B256::ZERO },
             output: Cid::of(b"o"),
             transcript: Cid::of(b"t"),
+            order: None,
         };
         let worker = async || {
             while let Some(job) = take(&store, US, Duty::Infer).await.expect("taken") {

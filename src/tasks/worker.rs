@@ -12,7 +12,7 @@ use crate::failpoint::{self, Point};
 use crate::http::Metrics;
 use crate::market::job::{Duty, Job, Work};
 use crate::market::transcript::Transcript;
-use crate::market::types::{Address, Cid};
+use crate::market::types::{Address, B256, Cid};
 use crate::store::Store;
 
 /// The task's edges. Several run side by side, one per slot; leases keep them apart.
@@ -77,7 +77,7 @@ impl Worker {
                 }
             }
         }
-        let inferred = self.keep(transcript).await?;
+        let inferred = self.keep(transcript, terms.order()).await?;
         failpoint::hit(Point::AfterInference).await?;
         self.store.record(job.id, &inferred).await?;
         failpoint::hit(Point::AfterInferred).await?;
@@ -87,7 +87,7 @@ impl Worker {
     }
 
     /// Commits to the transcript and puts it and the output on disk; hashing a long one takes a while.
-    async fn keep(&self, transcript: Transcript) -> Result<Work> {
+    async fn keep(&self, transcript: Transcript, order: B256) -> Result<Work> {
         self.metrics.tokens_generated.inc_by(transcript.records.len() as u64);
         let content = self.content.clone();
         let at = self.store.time().await?;
@@ -95,7 +95,7 @@ impl Worker {
             let (commitment, output) = transcript.commit()?;
             content.put(transcript.text().as_bytes())?;
             let transcript = content.put(&serde_json::to_vec(&transcript).context("write the transcript")?)?;
-            Ok(Work::Inferred { at, commitment, output, transcript })
+            Ok(Work::Inferred { at, commitment, output, transcript, order: Some(order) })
         })
         .await
         .context("commit to the transcript")?
