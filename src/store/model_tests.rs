@@ -77,7 +77,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
     #[test]
     fn whatever_happens_each_job_is_done_once_and_the_file_agrees_with_the_chain(
         steps in prop::collection::vec(step(), 1..40)
@@ -461,7 +461,7 @@ impl Model {
             let work = match duty {
                 Duty::Infer => {
                     let (output, transcript) = (Cid::of(b"o"), Cid::of(b"t"));
-                    Work::Inferred { at, commitment: COMMITMENT, output, transcript }
+                    Work::Inferred { at, commitment: COMMITMENT, output, transcript, order: Some(job.terms.order()) }
                 }
                 Duty::Prove => {
                     let beacon = job.beacon.expect("the duty follows from it");

@@ -62,7 +62,8 @@ impl Task for Settle {
         if settled > 0 {
             failpoint::hit(Point::AfterSettle).await?;
         }
-        for outcome in &outcomes {
+        // Some are of a block that is not stored yet: they are told when it is.
+        for outcome in outcomes.iter().filter(|_| settled == outcomes.len()) {
             let intent = signed.iter().find(|intent| intent.attempts.iter().any(|it| it.hash == outcome.hash));
             if let Some(OpenIntent { kind, job, .. }) = intent {
                 let job = job.map(|job| job.0);
