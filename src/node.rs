@@ -276,6 +276,7 @@ impl Node {
             chain: chain.clone(),
             store: store.clone(),
             content: content.clone(),
+            health: self.health.clone(),
             us,
             gates: host.gates,
             refused: Default::default(),

@@ -205,7 +205,7 @@ impl Renter {
 
     /// Signs a call and sends it. It may be refused on chain.
     pub async fn send(&mut self, market: &Market, call: &Call) -> Result<B256> {
-        let (hash, raw) = self.signer.sign(devnet::CHAIN_ID, self.nonce, RENTER_GAS, FEES, call)?;
+        let (hash, raw) = self.signer.sign(devnet::CHAIN_ID, self.nonce, RENTER_GAS, FEES, call).await?;
         self.nonce += 1;
         market.rpc("eth_sendRawTransaction", json!([raw])).await?;
         self.sent.push(Sent { hash, raw, mined: false });

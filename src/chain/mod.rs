@@ -262,11 +262,23 @@ impl Chain {
     pub async fn check(&self) -> Result<()> {
         for (name, address) in self.contracts.named() {
             // An endpoint's first call, whatever it is, checks which chain it serves.
-            let code = self.provider.get_code_at(address).await.with_context(|| format!("read code at {address}"))?;
+            let code = self.code_at(address).await.with_context(|| format!("read code at {address}"))?;
             ensure!(!code.is_empty(), "contracts.{name} = {address} has no code on chain {}", self.id);
             self.check_functions(name, address, &code).await?;
         }
         Ok(())
+    }
+
+    /// Reads a contract's code, again after a while where the endpoint fails: a start does not end at its first hiccup.
+    async fn code_at(&self, address: Address) -> Result<Bytes> {
+        const AGAIN: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
+        for wait in AGAIN {
+            match self.provider.get_code_at(address).await.map_err(anyhow::Error::new) {
+                Err(error) if !Failure::is_other_chain(&error) => tokio::time::sleep(wait).await,
+                asked => return asked,
+            }
+        }
+        Ok(self.provider.get_code_at(address).await?)
     }
 
     /// Returns the chain's id.

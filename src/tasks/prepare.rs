@@ -7,17 +7,20 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::StreamExt;
 
-use super::{ATTEMPTS_MAX, LONG_PASS_MAX, Pass, Task, abandon};
+use super::{INDEXER, LONG_PASS_MAX, Pass, Task, abandon};
 use crate::chain::Chain;
 use crate::chain::call::Call;
 use crate::content::Content;
 use crate::failpoint::{self, Point};
+use crate::http::Health;
 use crate::market::gate::Gates;
 use crate::market::job::{Duty, Job, Next};
 use crate::market::types::{Address, BlockRef, JobId, U256};
 use crate::store::{Intent, IntentState, OpenIntent, Store};
 
-/// What was refused [`ATTEMPTS_MAX`] times but is never given up is asked for again after this many seconds, and again after as many.
+/// Tries after which a job is given up: a reorg alone can spoil a few.
+const TRIES_MAX: u32 = 10;
+/// What was refused [`TRIES_MAX`] times but is never given up is asked for again after this many seconds, and again after as many.
 const AGAIN_SECONDS: u64 = 600;
 /// Calls tried at once, and in one pass.
 const TRIES_AT_ONCE: usize = 8;
@@ -30,6 +33,7 @@ pub struct Prepare {
     pub chain: Chain,
     pub store: Store,
     pub content: Content,
+    pub health: Health,
     pub us: Address,
     /// What must stand on the block that an action rests on.
     pub gates: Gates,
@@ -47,7 +51,9 @@ impl Task for Prepare {
     /// # Errors
     /// If the endpoint or the store fails. What is queued stays queued.
     async fn pass(&mut self) -> Result<Pass> {
-        if self.store.finality().await?.is_some_and(|finality| finality.violated.is_some()) {
+        // What a contract refuses while the file is behind it, or on a fork, says nothing.
+        let violated = self.store.finality().await?.is_some_and(|finality| finality.violated.is_some());
+        if violated || !self.health.is_well(INDEXER) {
             return Ok(Pass::Idle);
         }
         // One job or call that cannot go on must not hold up the others: its error waits for the end of the pass.
@@ -113,7 +119,7 @@ impl Prepare {
             if !earlier.iter().all(|state: &IntentState| state.came_to_nothing()) || self.waits(job, duty).await? {
                 continue;
             }
-            if earlier.len() as u32 >= ATTEMPTS_MAX {
+            if earlier.len() as u32 >= TRIES_MAX {
                 if !matches!(duty, Duty::Release | Duty::Fail) {
                     abandon(&self.store, id, format!("{} was refused {} times", duty.name(), earlier.len())).await?;
                     continue;

@@ -311,19 +311,23 @@ impl Submitter {
         Ok(replaced)
     }
 
-    /// Returns the claims that can only cost: of jobs that another has, or that nobody can do any more.
+    /// Returns what can only cost: claims of jobs that another has, or that nobody can do any more, and results of another order, which
+    /// had the job's number before a reorg.
     async fn in_vain(&self, signed: &[OpenIntent]) -> Result<HashSet<i64>> {
-        let claims = || signed.iter().filter(|intent| intent.kind == "claim");
-        if claims().next().is_none() {
+        let told = |intent: &&OpenIntent| matches!(intent.kind.as_str(), "claim" | "commit" | "complete");
+        if !signed.iter().any(|intent| told(&intent)) {
             return Ok(HashSet::new());
         }
         let (now, us) = (self.store.time().await?, self.signer.address());
         let jobs: HashMap<JobId, _> = self.store.live_jobs().await?.into_iter().map(|job| (job.id, job)).collect();
         let in_vain = |intent: &&OpenIntent| match intent.job.and_then(|job| jobs.get(&job)) {
-            None => true,
-            Some(job) => job.host().is_some_and(|host| host != us) || job.terms.deadline <= now,
+            None => intent.kind == "claim",
+            Some(job) if intent.kind == "claim" => {
+                job.host().is_some_and(|host| host != us) || job.terms.deadline <= now
+            }
+            Some(job) => job.inferred.is_none(),
         };
-        Ok(claims().filter(in_vain).map(|intent| intent.id).collect())
+        Ok(signed.iter().filter(told).filter(in_vain).map(|intent| intent.id).collect())
     }
 
     /// Signs empty transactions for nonces that are missing before ours, so that ours get their turn: they were lost with an older
