@@ -58,8 +58,9 @@ const TAMPERINGS: &[(&str, &str)] = &[
     ("INSERT INTO conflict VALUES (1, 'job 1: made up')", "conflict 1: in the database, but its logs fold"),
     ("INSERT INTO work VALUES (1, 1, 'Announced', '{\"did\":\"abandoned\",\"at\":1,\"reason\":\"\"}', 1)", "work 1: its body"),
     (
-        "INSERT INTO tx_intent VALUES (1, 'k', NULL, 'claim', zeroblob(20), x'', zeroblob(20), 0, 1, 'signed', NULL, 1);
-         INSERT INTO tx_attempt VALUES (zeroblob(32), 1, x'00', '1', '1', 1, NULL)",
+        "INSERT INTO tx_intent (id, key, kind, target, data, signer, nonce, gas, state, at)
+             VALUES (1, 'k', 'claim', zeroblob(20), x'', zeroblob(20), 0, 1, 'signed', 1);
+         INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at) VALUES (zeroblob(32), 1, x'00', '1', '1', 1)",
         "tx_attempt 0x0000",
     ),
     ("INSERT INTO peer_receipt VALUES (1, zeroblob(20), '{}', 'p', 1, 1)", "peer_receipt of job 1"),
