@@ -41,7 +41,7 @@ impl Drive {
     /// Runs `task`'s passes until the node stops; where it takes work, until its pass has ended after the node began to finish.
     ///
     /// # Errors
-    /// If it panicked [`PANICS_MAX`] times in a row.
+    /// If it panicked five times in a row.
     pub async fn run<T: Task>(self, task: T, wake: watch::Receiver<u64>) -> Result<()> {
         let mut phase = self.phase.clone();
         tokio::select! {
