@@ -87,7 +87,7 @@ impl Task for Submitter {
             return Ok(Pass::Idle);
         }
         let pulse = self.pulse().await?;
-        let fresh = self.sign(ready, &pulse).await?;
+        let fresh = self.sign(ready, &pulse, signed.is_empty()).await?;
         let more = !fresh.is_empty();
         signed.extend(fresh);
         self.deliver(&signed).await?;
@@ -145,11 +145,14 @@ impl Submitter {
 
     /// Gives nonces to what is ready, signs it and makes it durable, all at once. What may not cost what it would cost now stays
     /// queued; a claim is dropped.
-    async fn sign(&mut self, ready: Vec<OpenIntent>, pulse: &Pulse) -> Result<Vec<OpenIntent>> {
+    async fn sign(&mut self, ready: Vec<OpenIntent>, pulse: &Pulse, idle: bool) -> Result<Vec<OpenIntent>> {
         if ready.is_empty() {
             return Ok(Vec::new());
         }
-        let mut nonce = self.store.next_nonce(self.signer.address(), pulse.nonce).await?;
+        let us = self.signer.address();
+        // While nothing of ours is in flight a person may have used the key for a command: the nonce felt last may be taken.
+        let floor = if idle { self.chain.nonce(us).await? } else { pulse.nonce };
+        let mut nonce = self.store.next_nonce(us, floor.max(pulse.nonce)).await?;
         let (mut signed, mut bytes) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
         for mut intent in ready {
             let gas = intent.gas.context("a ready intent has a gas limit")?;
