@@ -171,7 +171,7 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    /// Returns its time for a query; for now a time that never comes.
+    /// Returns its time for a query; of the present, a time that never comes.
     pub(super) fn seconds(moment: Option<Moment>) -> i64 {
         moment.and_then(|moment| i64::try_from(moment.time.0).ok()).unwrap_or(i64::MAX)
     }
