@@ -162,6 +162,16 @@ impl Terms {
         let numbers = [self.max_tokens, self.temperature_milli, self.seed].map(u32::to_be_bytes);
         keccak256([keccak256(&self.model).as_slice(), keccak256(&self.input).as_slice(), &numbers.concat()].concat())
     }
+
+    /// Returns a digest of all that a host agrees to, but the deadline: that moves with the block in which a reorg puts the posting.
+    pub fn deal(&self) -> B256 {
+        let (order, payment) = (self.order(), self.payment.to_be_bytes::<32>());
+        let numbers = [self.min_gpu_memory, self.min_reputation, u64::from(self.requires_proof)].map(u64::to_be_bytes);
+        let reserved_for = self.reserved_for.unwrap_or_default();
+        let region = keccak256(self.region.as_deref().unwrap_or_default());
+        let parts = [order.as_slice(), self.renter.as_slice(), &payment, self.token.as_slice(), &numbers.concat()];
+        keccak256([parts.concat().as_slice(), reserved_for.as_slice(), region.as_slice()].concat())
+    }
 }
 
 /// What a host binds itself to before it knows which positions will be opened.

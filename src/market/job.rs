@@ -33,8 +33,16 @@ pub enum Fact {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "snake_case")]
 pub enum Work {
-    /// Policy said yes; the claim intent and the reservation were written in the same transaction.
-    Chosen { at: UnixSeconds, reasons: Vec<String> },
+    /// Policy said yes; the claim intent and the reservation were written in the same transaction. `deal` is [`Terms::deal`] of what
+    /// it judged, which is not noted in older files.
+    Chosen {
+        at: UnixSeconds,
+        reasons: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deal: Option<B256>,
+    },
+    /// What was chosen is not on the chain any more: should it come back it is judged anew.
+    Withdrawn { at: UnixSeconds },
     /// The model ran. `transcript` is the content id of the token records. `order` is [`Terms::order`] of what was asked, which is
     /// not noted in older files.
     Inferred {
@@ -62,6 +70,7 @@ impl Work {
     pub fn name(&self) -> &'static str {
         match self {
             Work::Chosen { .. } => "Chosen",
+            Work::Withdrawn { .. } => "Withdrawn",
             Work::Inferred { .. } => "Inferred",
             Work::Proved { .. } => "Proved",
             Work::Announced { .. } => "Announced",
@@ -310,15 +319,17 @@ impl Job {
 
     fn apply_work(&mut self, work: &Work) {
         match work.clone() {
-            Work::Chosen { .. } => self.chosen = true,
             // Of another order, which had this number before a reorg.
+            Work::Chosen { deal: Some(deal), .. } if deal != self.terms.deal() => {}
+            Work::Chosen { .. } => (self.chosen, self.claim_failed) = (true, false),
+            Work::Withdrawn { .. } => (self.chosen, self.claim_failed) = (false, false),
             Work::Inferred { order: Some(order), .. } if order != self.terms.order() => {}
             Work::Inferred { commitment, output, transcript, .. } => {
                 self.inferred = Some(Inferred { commitment, output, transcript });
             }
             Work::Proved { beacon, completion, .. } => self.proved = Some(Proved { beacon, completion }),
             Work::Announced { .. } => self.announced = true,
-            Work::ClaimFailed { .. } => self.claim_failed = true,
+            Work::ClaimFailed { .. } => self.claim_failed = self.chosen,
             Work::Abandoned { reason, .. } => self.abandoned = Some(reason),
             Work::Retried { .. } => (self.abandoned, self.chosen, self.claim_failed) = (None, false, false),
         }
@@ -559,7 +570,7 @@ mod tests {
     }
 
     fn chosen() -> Fact {
-        Fact::Work(Work::Chosen { at: UnixSeconds(1), reasons: Vec::new() })
+        Fact::Work(Work::Chosen { at: UnixSeconds(1), reasons: Vec::new(), deal: None })
     }
     fn inferred_as(commitment: Commitment) -> Fact {
         inferred_of(None, commitment)
@@ -742,6 +753,25 @@ mod tests {
         owes(&with(&[escrow(), released(), inferred()]), RELEASE_AT, Do(Announce));
         owes(&with(&[escrow(), released(), inferred(), announced()]), RELEASE_AT, Done(Settled));
         owes(&with(&[escrow(), released()]), RELEASE_AT, Done(Settled));
+    }
+
+    #[test]
+    fn a_choice_holds_for_what_was_judged_and_until_it_is_withdrawn() {
+        let chose = |deal| Fact::Work(Work::Chosen { at: UnixSeconds(1), reasons: Vec::new(), deal });
+        let Fact::Chain { event: Event::JobTerms { terms, .. }, .. } = posted() else { panic!("terms") };
+        let ours = chose(Some(terms.deal()));
+        let failed = Fact::Work(Work::ClaimFailed { at: UnixSeconds(2), reason: String::new() });
+        let withdrawn = Fact::Work(Work::Withdrawn { at: UnixSeconds(3) });
+        owes(&[posted(), ours.clone()], EARLY, Wait("our claim"));
+        owes(&[posted(), chose(Some(B256::ZERO))], EARLY, Do(Consider));
+        owes(&[posted(), chose(Some(B256::ZERO)), failed.clone()], EARLY, Do(Consider));
+        owes(&[posted(), ours.clone(), failed.clone()], EARLY, Done(Lost));
+        owes(&[posted(), ours.clone(), failed.clone(), withdrawn.clone()], EARLY, Do(Consider));
+        owes(&[posted(), ours.clone(), failed, withdrawn, ours], EARLY, Wait("our claim"));
+        let later = Terms { deadline: UnixSeconds(DEADLINE + 1), ..terms.clone() };
+        assert_eq!(later.deal(), terms.deal(), "the block decides that");
+        let cheaper = Terms { payment: U256::from(1), ..terms.clone() };
+        assert_ne!(cheaper.deal(), terms.deal());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::*;
 use crate::market::event::{Header, Terms};
 use crate::market::job::{Duty, Next, Outcome, State, Work};
 use crate::market::types::{Bytes, Cid};
+use crate::tasks::scheduler::claim_is_over;
 
 /// One step of the world or of a task.
 #[derive(Debug, Clone)]
@@ -30,10 +31,11 @@ enum Step {
     Mine,
     /// The nodes forget what waits to be mined.
     Forget,
-    /// The newest blocks go; our transactions in them wait again, or are lost.
+    /// The newest blocks go; our transactions in them wait again, or are lost, and what others sent may come in another order.
     Reorg {
         blocks: usize,
         lost: bool,
+        swapped: bool,
     },
     Crash,
     Index,
@@ -54,6 +56,11 @@ enum Step {
     Turn,
 }
 
+/// `PROPTEST_CASES` where it is set: a longer search than each run of the tests makes.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(40)
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => any::<bool>().prop_map(|long| Step::Post { long }),
@@ -61,7 +68,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1..4_u8).prop_map(Step::Refund),
         6 => Just(Step::Mine),
         1 => Just(Step::Forget),
-        3 => (1..5_usize, any::<bool>()).prop_map(|(blocks, lost)| Step::Reorg { blocks, lost }),
+        3 => (1..5_usize, any::<bool>(), any::<bool>())
+            .prop_map(|(blocks, lost, swapped)| Step::Reorg { blocks, lost, swapped }),
         1 => Just(Step::Crash),
         1 => Just(Step::Index),
         1 => Just(Step::Schedule),
@@ -77,7 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
     #[test]
     fn whatever_happens_each_job_is_done_once_and_the_file_agrees_with_the_chain(
         steps in prop::collection::vec(step(), 1..40)
@@ -119,7 +127,11 @@ fn read(log: &RawLog) -> Result<Event> {
     let (job, number) = (JobId(log.data[1].into()), log.block.number);
     let time = |blocks: u64| UnixSeconds((number + blocks) * SECONDS_PER_BLOCK);
     Ok(match log.data[0] {
-        TERMS => Event::JobTerms { job, terms: Terms { deadline: time(log.data[2].into()), ..terms(job) } },
+        TERMS => {
+            // How long it may take is part of what is asked, so that a reorg can give a job's number to another order.
+            let (deadline, max_tokens) = (time(log.data[2].into()), log.data[2].into());
+            Event::JobTerms { job, terms: Terms { deadline, max_tokens, ..terms(job) } }
+        }
         CLAIMED => Event::JobClaimed { job, host: US },
         CLAIMED_BY_RIVAL => Event::JobClaimed { job, host: RIVAL },
         COMMITTED => Event::ResultCommitted { job, host: US, commitment: COMMITMENT },
@@ -263,11 +275,14 @@ impl World {
         self.blocks.push(mined);
     }
 
-    fn reorg(&mut self, blocks: usize, lost: bool) {
+    fn reorg(&mut self, blocks: usize, lost: bool, swapped: bool) {
         // What the first jobs were posted in stays.
         let kept = self.blocks.len().saturating_sub(blocks).max(2);
         let gone = self.blocks.split_off(kept);
         let mut again: Vec<Other> = gone.iter().flat_map(|mined| mined.others.clone()).collect();
+        if swapped {
+            again.reverse();
+        }
         again.append(&mut self.others);
         self.others = again;
         for (hash, _) in gone.into_iter().flat_map(|mined| mined.ours) {
@@ -335,7 +350,7 @@ impl Model {
             Step::Refund(job) => self.world.others.push(Other::Refund(job)),
             Step::Mine => self.world.mine(),
             Step::Forget => self.world.pool.clear(),
-            Step::Reorg { blocks, lost } => self.world.reorg(blocks, lost),
+            Step::Reorg { blocks, lost, swapped } => self.world.reorg(blocks, lost, swapped),
             Step::Crash => {
                 self.store.close().await;
                 self.store = open(&self.file).await;
@@ -407,27 +422,30 @@ impl Model {
             let ours = !ended && matches!(job.state, State::Claimed { .. } | State::Committed { .. });
             let hoped = job.state == State::Posted && job.chosen && !job.claim_failed;
             let states = claims.get(&(job.id, "claim".to_owned()));
-            let failed = hoped && states.is_some_and(|states| states.iter().all(|state| state.came_to_nothing()));
+            let failed = hoped && states.is_some_and(|states| claim_is_over(states));
             if failed && !ended {
                 store.record(job.id, &Work::ClaimFailed { at: now, reason: "refused".into() }).await.unwrap();
             }
             if ours || (!ended && job.state == State::Posted && job.chosen && !failed) {
                 kept.insert(job.id);
             }
-            if ours && !reserved.contains(&job.id) {
+            if kept.contains(&job.id) && !reserved.contains(&job.id) {
                 assert!(store.adopt(job.id).await.unwrap());
                 reserved.insert(job.id);
             }
         }
         for job in reserved.difference(&kept) {
-            store.free(*job).await.unwrap();
+            match store.job(*job).await.unwrap() {
+                Some(_) => store.free(*job).await.unwrap(),
+                None => store.withdraw(*job).await.unwrap(),
+            }
         }
         let choices: Vec<Choice> = jobs
             .iter()
             .filter(|job| job.next(US, now) == Next::Do(Duty::Consider))
             .map(|job| Choice {
                 job: job.id,
-                work: Work::Chosen { at: now, reasons: Vec::new() },
+                work: Work::Chosen { at: now, reasons: Vec::new(), deal: Some(job.terms.deal()) },
                 claim: intent(format!("claim:{}", job.id), job.id, "claim"),
             })
             .collect();
@@ -568,9 +586,17 @@ impl Model {
             }
             let job = jobs.iter().find(|job| Some(job.id) == intent.job);
             let in_vain = intent.kind == "claim"
-                && job.is_none_or(|job| job.host().is_some_and(|host| host != US) || job.terms.deadline <= now);
+                && job.is_none_or(|job| {
+                    let another = job.state == State::Posted && !job.chosen;
+                    another || job.host().is_some_and(|host| host != US) || job.terms.deadline <= now
+                });
             let first = (!order || intent.kind == "claim") && std::mem::take(&mut oldest);
             let cancels = last.cancels || in_vain || (order && first);
+            if let Some(id) = intent.job.filter(|_| in_vain && !last.cancels)
+                && self.store.job(id).await.unwrap().is_none()
+            {
+                self.store.withdraw(id).await.unwrap();
+            }
             if cancels != last.cancels || (first && !order) {
                 bytes.push(self.bytes(&intent, nonce, cancels));
             }
@@ -672,11 +698,13 @@ impl Model {
         let (mut before, mut quiet) = (String::new(), 0);
         for _ in 0..40 {
             self.turn().await;
+            // Of a chain shorter than the file nothing is known yet.
+            let caught_up = self.is_caught_up().await;
             self.replace(false).await;
             self.world.mine();
             self.check().await;
             let now = format!("{:?} {:?}", self.world.head().after, self.rows().await);
-            quiet = if now == before { quiet + 1 } else { 0 };
+            quiet = if now == before && caught_up { quiet + 1 } else { 0 };
             before = now;
             // Longer than anything is waited for.
             if quiet > WINDOW + 2 {

@@ -680,7 +680,7 @@ fn intent(key: &str, job: u64) -> Intent {
 }
 
 fn chosen() -> Work {
-    Work::Chosen { at: UnixSeconds(1), reasons: vec!["price: fine".into()] }
+    Work::Chosen { at: UnixSeconds(1), reasons: vec!["price: fine".into()], deal: None }
 }
 
 async fn choose(store: &Store, job: u64, slots: u32) -> bool {
@@ -709,7 +709,7 @@ async fn a_choice_takes_a_slot_once() {
     extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]]])).await.unwrap();
     assert!(!choose(&store, 1, 0).await, "no slot");
     assert!(choose(&store, 1, 2).await);
-    assert!(!choose(&store, 1, 2).await, "chosen before");
+    assert!(!choose(&store, 1, 2).await, "its claim is under way");
     assert!(choose(&store, 2, 2).await);
     assert!(!choose(&store, 3, 2).await, "full");
     assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2)].into());
@@ -720,11 +720,16 @@ async fn a_choice_takes_a_slot_once() {
     store.free(JobId(1)).await.unwrap();
     store.free(JobId(1)).await.unwrap();
     assert_eq!(states(&store, 1, "claim").await, [IntentState::Dropped]);
-    assert!(!choose(&store, 1, 2).await, "its claim was given up: a second choice would have none");
     assert!(choose(&store, 3, 2).await, "the slot is free");
     assert!(store.adopt(JobId(1)).await.unwrap(), "what the chain gave us is ours even past the slots");
     assert!(!store.adopt(JobId(1)).await.unwrap());
     assert_eq!(store.reservations().await.unwrap(), [JobId(1), JobId(2), JobId(3)].into());
+
+    store.withdraw(JobId(1)).await.unwrap();
+    assert!(!store.job(JobId(1)).await.unwrap().unwrap().chosen);
+    assert!(choose(&store, 1, 3).await, "as if it had never been chosen");
+    assert_eq!(states(&store, 1, "claim").await, [IntentState::Queued], "the first claim is history");
+    assert_eq!(store.transactions(Some(JobId(1))).await.unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -1003,7 +1008,9 @@ async fn our_own_part_of_the_past_is_told_by_the_time_of_the_block() {
     store.set_final(blocks[5].0.block).await.unwrap();
     assert_eq!(store.canonical_hash(102).await.unwrap(), None, "its header was dropped");
     let at = |number: u64| UnixSeconds(number * 10);
-    for work in [Work::Chosen { at: at(101), reasons: vec![] }, Work::Abandoned { at: at(103), reason: "".into() }] {
+    for work in
+        [Work::Chosen { at: at(101), reasons: vec![], deal: None }, Work::Abandoned { at: at(103), reason: "".into() }]
+    {
         store.record(JobId(1), &work).await.unwrap();
     }
     store.queue(&[intent("claim:1", 1)]).await.unwrap();
@@ -1283,8 +1290,6 @@ async fn a_job_that_is_retried_starts_over_and_keeps_its_history() {
         store.job(JobId(1)).await.unwrap().unwrap().abandoned.unwrap(),
         "the operator gave it up: the disk is full"
     );
-    assert!(!choose("claim:1").await, "it was chosen before");
-
     store.retry(JobId(1)).await.unwrap();
     assert_eq!(next().await, Next::Do(Duty::Consider));
     assert_eq!(states(&store, 1, "claim").await, []);

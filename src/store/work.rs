@@ -31,26 +31,33 @@ pub struct PeerReceipt {
 }
 
 impl Store {
-    /// Records that policy chose jobs: of each the fact, a reservation and the claim intent, all in one transaction. A job that was
-    /// chosen before is left as it is, and so is every one past `slots` reservations. Returns those that were chosen now.
+    /// Records that policy chose jobs: of each the fact, a reservation and the claim intent, all in one transaction. A job whose
+    /// earlier claim stands or is under way is left as it is, and so is every one past `slots` reservations. An earlier claim that
+    /// came to nothing makes room under a key with `~`. Returns the jobs that were chosen now.
     pub async fn choose(&self, choices: &[Choice], slots: u32) -> Result<Vec<JobId>> {
         let mut chosen = Vec::new();
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         for Choice { job, work, claim } in choices {
             let reserved = sqlx::query(
                 "INSERT INTO reservation (job, at) SELECT ?1, ?2 WHERE (SELECT count(*) FROM reservation) < ?3
-                 AND NOT EXISTS (SELECT 1 FROM work WHERE job = ?1 AND did = 'Chosen'
-                     AND seq > (SELECT coalesce(max(seq), 0) FROM work WHERE job = ?1 AND did = 'Retried'))
+                 AND NOT EXISTS (SELECT 1 FROM tx_intent WHERE key = ?4 AND state IN ('queued', 'signed', 'mined'))
                  ON CONFLICT DO NOTHING",
             )
             .bind(job.0 as i64)
             .bind(clock().0 as i64)
             .bind(i64::from(slots))
+            .bind(&claim.key)
             .execute(&mut *tx)
             .await?;
             if reserved.rows_affected() > 0 {
                 insert_work(&mut tx, *job, work).await?;
-                insert_intent(&mut tx, claim).await?;
+                if !insert_intent(&mut tx, claim).await? {
+                    sqlx::query("UPDATE tx_intent SET key = key || '~' || id WHERE key = ?")
+                        .bind(&claim.key)
+                        .execute(&mut *tx)
+                        .await?;
+                    insert_intent(&mut tx, claim).await?;
+                }
                 chosen.push(*job);
             }
         }
@@ -90,14 +97,20 @@ impl Store {
     /// Frees the slot of `job` and drops its unsigned transactions, but not those that ask for our money or give the job up.
     pub async fn free(&self, job: JobId) -> Result<()> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        for statement in [
-            "DELETE FROM reservation WHERE job = ?",
-            "UPDATE tx_intent SET state = 'dropped', note = 'the job needs it no more' 
-             WHERE job = ? AND state = 'queued' AND kind NOT IN ('release', 'fail')",
-        ] {
-            sqlx::query(statement).bind(job.0 as i64).execute(&mut *tx).await?;
-        }
+        free(&mut tx, job).await?;
         tx.commit().await?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Takes the choice of `job` back, whose posting is not on the chain any more, and frees its slot.
+    pub async fn withdraw(&self, job: JobId) -> Result<()> {
+        let at = self.time().await?;
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        insert_work(&mut tx, job, &Work::Withdrawn { at }).await?;
+        free(&mut tx, job).await?;
+        tx.commit().await?;
+        self.live.touch([job]);
         self.wake();
         Ok(())
     }
@@ -233,9 +246,21 @@ impl Store {
     }
 }
 
+async fn free(tx: &mut SqliteConnection, job: JobId) -> Result<()> {
+    for statement in [
+        "DELETE FROM reservation WHERE job = ?",
+        "UPDATE tx_intent SET state = 'dropped', note = 'the job needs it no more'
+         WHERE job = ? AND state = 'queued' AND kind NOT IN ('release', 'fail')",
+    ] {
+        sqlx::query(statement).bind(job.0 as i64).execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
     let at = match work {
         Work::Chosen { at, .. }
+        | Work::Withdrawn { at }
         | Work::Inferred { at, .. }
         | Work::Proved { at, .. }
         | Work::Announced { at }

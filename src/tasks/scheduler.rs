@@ -15,7 +15,7 @@ use crate::http::{Declined, Health, Kind, Metrics, Skipped};
 use crate::market::job::{Duty, Job, Next, State, Work};
 use crate::market::policy::Policy;
 use crate::market::types::{Address, Cid, JobId, UnixSeconds};
-use crate::store::{Choice, Intent, Store};
+use crate::store::{Choice, Intent, IntentState, Store};
 
 /// A claim's gas limit, several times what the contract ever needs: what is not used costs nothing.
 const CLAIM_GAS: u64 = 300_000;
@@ -99,24 +99,32 @@ impl Scheduler {
                 abandon(&self.store, job.id, format!("{left} s are left and it is not computed: too late")).await?;
             }
             let states = claims.get(&(job.id, "claim".to_owned()));
-            let failed = states.is_some_and(|states| states.iter().all(|state| state.came_to_nothing()));
+            let failed = states.is_some_and(|states| claim_is_over(states));
             if failed && !ended && job.doubt.is_none() {
-                let reason = "the claim was refused".to_owned();
-                tracing::warn!(job = %job.id, "gave up job: the claim was refused");
+                let reason = "the claim was refused, or given back".to_owned();
+                tracing::warn!(job = %job.id, reason, "gave up job");
                 self.store.record(job.id, &Work::ClaimFailed { at: now, reason }).await?;
             }
             // A job in doubt keeps what it has.
             if job.doubt.is_some() || ours || (!ended && job.state == State::Posted && job.chosen && !failed) {
                 kept.insert(job.id);
             }
-            if ours && job.doubt.is_none() && !reserved.contains(&job.id) && self.store.adopt(job.id).await? {
+            // What we still hope for has one too, where a reorg took its end away.
+            if kept.contains(&job.id) && job.doubt.is_none() && !reserved.contains(&job.id) {
+                self.store.adopt(job.id).await?;
                 failpoint::hit(Point::AfterAdopt).await?;
-                tracing::warn!(job = %job.id, "adopted a job the chain says is ours");
+                tracing::warn!(job = %job.id, state = job.state.name(), "adopted a job that is ours, or for which our claim is under way");
                 reserved.insert(job.id);
             }
         }
         for job in reserved.difference(&kept).copied().collect::<Vec<_>>() {
-            self.store.free(job).await?;
+            match self.store.job(job).await? {
+                Some(_) => self.store.free(job).await?,
+                None => {
+                    tracing::warn!(%job, "a reorg took the posting of a chosen job");
+                    self.store.withdraw(job).await?;
+                }
+            }
             reserved.remove(&job);
         }
         Ok(())
@@ -158,6 +166,12 @@ impl Scheduler {
             gas: Some(CLAIM_GAS),
             cost_max: None,
         };
-        Ok(Some(Choice { job: job.id, work: Work::Chosen { at: at.now, reasons: verdict.lines() }, claim }))
+        let work = Work::Chosen { at: at.now, reasons: verdict.lines(), deal: Some(job.terms.deal()) };
+        Ok(Some(Choice { job: job.id, work, claim }))
     }
+}
+
+/// Returns whether the claims of a job that is posted lead nowhere: none was made, or the one that was made is given back.
+pub(crate) fn claim_is_over(states: &[IntentState]) -> bool {
+    states.iter().all(|state| state.came_to_nothing()) || states.contains(&IntentState::Mined)
 }

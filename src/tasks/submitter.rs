@@ -15,6 +15,7 @@ use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
 use crate::failpoint::{self, Point};
 use crate::http::{Kind, Metrics};
+use crate::market::job::State;
 use crate::market::types::{B256, Bytes, JobId, U256};
 use crate::store::{Attempt, Intent, OpenIntent, OrderKind, Signed, Store, TxOrder, clock};
 
@@ -96,6 +97,12 @@ impl Task for Submitter {
             return Ok(Pass::Again);
         }
         let mut replaced = self.replace(&signed, &pulse, &orders).await?;
+        for (intent, order) in orders {
+            tracing::info!(intent, order = order.name(), "took the operator's order");
+            for what in [OrderKind::Bump, OrderKind::Cancel] {
+                self.store.taken_tx_order(intent, what).await?;
+            }
+        }
         replaced.extend(self.fill_gaps(&pulse).await?);
         self.deliver(&replaced).await?;
         Ok(Pass::Idle)
@@ -125,7 +132,12 @@ impl Submitter {
                 (OrderKind::Rebroadcast, Some(known)) => {
                     known.attempts.iter().for_each(|attempt| _ = self.on_wire.remove(&attempt.hash));
                 }
-                (OrderKind::Bump | OrderKind::Cancel, Some(_)) => _ = orders.insert(intent, what),
+                // It stands until there are new bytes.
+                (OrderKind::Bump | OrderKind::Cancel, Some(_)) => {
+                    let order = orders.entry(intent).or_insert(what);
+                    *order = (*order).max(what);
+                    continue;
+                }
                 // Settled meanwhile.
                 (_, None) => {}
             }
@@ -304,6 +316,11 @@ impl Submitter {
             }
             let kind = &intent.kind;
             tracing::warn!(kind, nonce, cancels, fee_cap = fees.fee_cap, "not mined in time: offering more");
+            if let Some(job) = intent.job.filter(|_| in_vain && kind == "claim" && !last.cancels)
+                && self.store.job(job).await?.is_none()
+            {
+                self.store.withdraw(job).await?;
+            }
             let attempt = self.attempt(intent, nonce, gas, fees, cancels).await?;
             bytes.push(Signed { intent: intent.id, nonce, gas: intent.gas.unwrap_or(gas), attempt: attempt.clone() });
             replaced.push(OpenIntent { attempts: vec![attempt], ..intent.clone() });
@@ -314,8 +331,8 @@ impl Submitter {
         Ok(replaced)
     }
 
-    /// Returns what can only cost: claims of jobs that another has, or that nobody can do any more, and results of another order, which
-    /// had the job's number before a reorg.
+    /// Returns what can only cost: claims of jobs that another has, or that nobody can do any more, and claims and results of another
+    /// order, which had the job's number before a reorg.
     async fn in_vain(&self, signed: &[OpenIntent]) -> Result<HashSet<i64>> {
         let told = |intent: &&OpenIntent| matches!(intent.kind.as_str(), "claim" | "commit" | "complete");
         if !signed.iter().any(|intent| told(&intent)) {
@@ -326,7 +343,8 @@ impl Submitter {
         let in_vain = |intent: &&OpenIntent| match intent.job.and_then(|job| jobs.get(&job)) {
             None => intent.kind == "claim",
             Some(job) if intent.kind == "claim" => {
-                job.host().is_some_and(|host| host != us) || job.terms.deadline <= now
+                let another = job.state == State::Posted && !job.chosen;
+                another || job.host().is_some_and(|host| host != us) || job.terms.deadline <= now
             }
             Some(job) => job.inferred.is_none(),
         };
