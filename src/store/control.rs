@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use sqlx::{Row, SqliteConnection};
 
-use super::work::insert_work;
+use super::work::{insert_work, withdraw_queued};
 use super::{SqliteRow, Store, address, amount, clock};
 use crate::market::breaker::{self, Ended, Failure, Fault, History};
 use crate::market::job::Work;
@@ -127,15 +127,20 @@ impl Store {
         holds(&mut *self.readers.acquire().await?).await
     }
 
-    /// Holds claiming back. Returns false when it is held so already: then the first reason stays.
+    /// Holds claiming back: from here on nothing is chosen, and claims that are not signed yet are taken back. Returns false when it is
+    /// held so already: then the first reason stays.
     pub async fn hold(&self, kind: HoldKind, reason: &str) -> Result<bool> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         let added = sqlx::query("INSERT INTO hold (kind, reason, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
             .bind(kind.name())
             .bind(reason)
             .bind(clock().0 as i64)
-            .execute(&self.writer)
+            .execute(&mut *tx)
             .await
             .context("hold claiming back")?;
+        let withdrawn = withdraw_queued(&mut tx, UnixSeconds(u64::MAX)).await?;
+        tx.commit().await.context("hold claiming back")?;
+        self.live.touch(withdrawn);
         self.wake();
         Ok(added.rows_affected() > 0)
     }
@@ -229,6 +234,14 @@ impl Store {
         sqlx::query(
             "UPDATE tx_intent SET key = key || '~' || id
              WHERE job = ? AND state NOT IN ('queued', 'signed', 'mined') AND key NOT LIKE '%~%'",
+        )
+        .bind(job.0 as i64)
+        .execute(&mut *tx)
+        .await?;
+        // It is not to be given up any more.
+        sqlx::query(
+            "UPDATE tx_intent SET state = 'dropped', note = 'the operator had the job taken up again', key = key || '~' || id
+             WHERE job = ? AND kind = 'fail' AND state = 'queued'",
         )
         .bind(job.0 as i64)
         .execute(&mut *tx)

@@ -221,7 +221,7 @@ impl Store {
     }
 
     /// Notes that `block` is final, if it is stored as canonical and newer than the one noted before, and drops the headers below it
-    /// that hold no log and draw no positions: what is proven of their blocks stays known.
+    /// that hold no log and no transaction of ours and draw no positions: what is proven of their blocks stays known.
     pub async fn set_final(&self, block: BlockRef) -> Result<()> {
         let before = self.finality().await?;
         if before.as_ref().is_some_and(|before| before.violated.is_some() || before.block.number >= block.number)
@@ -242,6 +242,7 @@ impl Store {
             "DELETE FROM block WHERE canonical = 1 AND number BETWEEN ? AND ? - 1
              AND number > (SELECT min(first) FROM coverage)
              AND NOT EXISTS (SELECT 1 FROM log WHERE log.block = block.seq)
+             AND NOT EXISTS (SELECT 1 FROM tx_receipt WHERE block_number = block.number)
              AND NOT EXISTS (SELECT 1 FROM block before JOIN log ON log.block = before.seq
                              WHERE before.canonical = 1 AND before.number = block.number - 1)",
         )

@@ -17,6 +17,7 @@ use crate::market::event::{Header, Terms};
 use crate::market::job::{Duty, Next, Outcome, State, Work};
 use crate::market::types::{Bytes, Cid};
 use crate::tasks::scheduler::claim_is_over;
+use crate::tasks::submitter::is_in_vain;
 
 /// One step of the world or of a task.
 #[derive(Debug, Clone)]
@@ -572,7 +573,7 @@ impl Model {
         let signed = self.store.signed_intents(US).await.unwrap();
         let hashes = signed.iter().flat_map(|intent| intent.attempts.iter().map(|attempt| attempt.hash));
         let outcomes: Vec<TxOutcome> = hashes.filter_map(|hash| self.world.receipt(hash)).collect();
-        self.store.settle(&outcomes).await.unwrap();
+        self.store.settle(&outcomes, &[]).await.unwrap();
     }
 
     /// Offers more for the oldest nonce, and cancels claims that are in vain; or the oldest claim, for the operator.
@@ -585,14 +586,10 @@ impl Model {
                 continue;
             }
             let job = jobs.iter().find(|job| Some(job.id) == intent.job);
-            let in_vain = intent.kind == "claim"
-                && job.is_none_or(|job| {
-                    let another = job.state == State::Posted && !job.chosen;
-                    another || job.host().is_some_and(|host| host != US) || job.terms.deadline <= now
-                });
+            let in_vain = is_in_vain(&intent.kind, job.map(|job| &**job), US, now);
             let first = (!order || intent.kind == "claim") && std::mem::take(&mut oldest);
             let cancels = last.cancels || in_vain || (order && first);
-            if let Some(id) = intent.job.filter(|_| in_vain && !last.cancels)
+            if let Some(id) = intent.job.filter(|_| in_vain && intent.kind == "claim" && !last.cancels)
                 && self.store.job(id).await.unwrap().is_none()
             {
                 self.store.withdraw(id).await.unwrap();

@@ -733,6 +733,71 @@ async fn a_choice_takes_a_slot_once() {
 }
 
 #[tokio::test]
+async fn a_hold_takes_back_what_is_not_signed_and_nothing_is_chosen_under_it() {
+    let (_file, store) = fresh().await;
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]]])).await.unwrap();
+    assert!(choose(&store, 1, 9).await);
+    sign(&store, open_intents(&store).await[0].id, 0, attempt(1)).await.unwrap();
+    assert!(choose(&store, 2, 9).await);
+    assert_eq!(store.withdraw_queued(UnixSeconds(1)).await.unwrap(), [], "it was queued later");
+    assert!(store.hold(HoldKind::Draining, "a new disk").await.unwrap());
+    assert_eq!(store.reservations().await.unwrap(), [JobId(1)].into(), "its claim is signed");
+    assert_eq!(states(&store, 2, "claim").await, [IntentState::Dropped]);
+    let chosen = async |job| store.live_jobs().await.unwrap().iter().any(|live| live.id == JobId(job) && live.chosen);
+    assert!(chosen(1).await && !chosen(2).await);
+    assert!(!choose(&store, 2, 9).await && !choose(&store, 3, 9).await);
+    assert_eq!(store.resume().await.unwrap().len(), 1);
+    assert!(choose(&store, 2, 9).await, "judged anew");
+    assert_eq!(store.withdraw_queued(UnixSeconds(clock().0 + 1)).await.unwrap(), [JobId(2)]);
+    assert!(!chosen(2).await && chosen(1).await);
+}
+
+#[tokio::test]
+async fn what_came_to_nothing_makes_room_for_its_key() {
+    let (_file, store) = fresh().await;
+    let again = intent("commit:1:1", 1);
+    assert_eq!(store.queue(&[again.clone(), again.clone()]).await.unwrap(), 1);
+    let first = open_intents(&store).await[0].id;
+    store.drop_intent(first, "refused").await.unwrap();
+    assert_eq!(store.queue(&[again.clone()]).await.unwrap(), 1);
+    assert_eq!(store.queue(&[again]).await.unwrap(), 0, "it is under way");
+    let second = open_intents(&store).await;
+    assert_eq!((second.len(), second[0].id > first), (1, true));
+    assert_eq!(store.transactions(Some(JobId(1))).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_did_nothing_in_a_final_block_is_settled_without_its_header() {
+    let (_file, store) = fresh().await;
+    let blocks = chain(None, 0, &[&[[TERMS, 1]], &[], &[], &[], &[]]);
+    extend(&store, &blocks).await.unwrap();
+    let (gone, kept) = (blocks[2].0.block, blocks[3].0.block);
+    store.queue(&[intent("a", 1), intent("b", 2)]).await.unwrap();
+    for (nonce, intent) in open_intents(&store).await.into_iter().enumerate() {
+        sign(&store, intent.id, nonce as u64, attempt(nonce as u8 + 1)).await.unwrap();
+    }
+    let outcome = |byte, block| TxOutcome {
+        hash: B256::repeat_byte(byte),
+        block,
+        success: false,
+        gas_used: 1,
+        gas_price: U256::from(1),
+        l1_fee: U256::ZERO,
+    };
+    assert_eq!(store.settle(&[outcome(1, kept)], &[]).await.unwrap(), 1);
+    store.set_final(blocks[4].0.block).await.unwrap();
+    assert_eq!(store.canonical_hash(gone.number).await.unwrap(), None, "a header without use is dropped");
+    assert_eq!(store.canonical_hash(kept.number).await.unwrap(), Some(kept.hash), "a transaction of ours is in it");
+    assert_eq!(store.settle(&[outcome(2, gone)], &[]).await.unwrap(), 0, "nobody vouches for it");
+    let elsewhere = BlockRef { hash: B256::ZERO, ..gone };
+    assert_eq!(store.settle(&[outcome(2, gone)], &[elsewhere]).await.unwrap(), 0);
+    let ahead = BlockRef { number: blocks[4].0.block.number + 1, hash: B256::ZERO };
+    assert_eq!(store.settle(&[outcome(2, ahead)], &[ahead]).await.unwrap(), 0, "not final");
+    assert_eq!(store.settle(&[outcome(2, gone)], &[gone]).await.unwrap(), 1);
+    assert_eq!(states(&store, 2, "claim").await, [IntentState::Reverted]);
+}
+
+#[tokio::test]
 async fn a_freed_job_is_still_asked_for_its_money() {
     let (_file, store) = fresh().await;
     assert!(choose(&store, 1, 1).await);
@@ -801,7 +866,7 @@ async fn an_outcome_lives_and_dies_with_its_block() {
     let outcome =
         TxOutcome { hash, block: a[1].0.block, success: true, gas_used: 10, gas_price, l1_fee: U256::from(5) };
     let state = || async { states(&store, 1, "claim").await[0] };
-    let settle = async |outcome: &TxOutcome| Ok::<_, anyhow::Error>(store.settle(&[*outcome]).await? == 1);
+    let settle = async |outcome: &TxOutcome| Ok::<_, anyhow::Error>(store.settle(&[*outcome], &[]).await? == 1);
 
     assert!(!settle(&outcome).await.unwrap(), "the block is not stored yet");
     assert_eq!(state().await, IntentState::Signed);
@@ -1312,7 +1377,7 @@ async fn mine(store: &Store, key: &str, job: u64, kind: &'static str, block: Blo
     sign(store, id, nonce, bytes.clone()).await.unwrap();
     let (gas_price, l1_fee) = (U256::from(7), U256::from(1));
     let outcome = TxOutcome { hash: bytes.hash, block, success, gas_used: 10, gas_price, l1_fee };
-    assert_eq!(store.settle(&[outcome]).await.unwrap(), 1);
+    assert_eq!(store.settle(&[outcome], &[]).await.unwrap(), 1);
 }
 
 #[tokio::test]
@@ -1469,7 +1534,7 @@ async fn races_are_won_by_what_was_mined_and_lost_to_others() {
         let gas_price = U256::from(10 * (place + 1));
         let l1_fee = U256::ZERO;
         let outcome = TxOutcome { hash: attempt.hash, block: mined_in, success, gas_used: 1, gas_price, l1_fee };
-        assert_eq!(store.settle(&[outcome]).await.unwrap(), 1);
+        assert_eq!(store.settle(&[outcome], &[]).await.unwrap(), 1);
     }
     // Dropped since a rival has the job, and since nobody wants it any more; two are still open.
     store.drop_intent(open[2].id, "claimed").await.unwrap();

@@ -9,7 +9,8 @@ use super::{SqliteRow, Store, address, amount, clock, hash};
 use crate::failpoint::{self, Point};
 use crate::market::types::{Address, B256, BlockRef, Bytes, JobId, U256};
 
-/// A call we want on chain. `key` names the reason: a second intent with the same key is the same intent.
+/// A call we want on chain. `key` names the reason: a second intent with the same key is the same intent, unless the first came to
+/// nothing, which makes room under a key with `~`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
     pub key: String,
@@ -132,7 +133,7 @@ pub struct TxOutcome {
 const NOT_IN_DOUBT: &str = "(job IS NULL OR job NOT IN (SELECT job FROM doubt))";
 
 impl Store {
-    /// Queues intents, each unless one with its key exists already, whatever became of it. Returns how many were added.
+    /// Queues intents, each unless one with its key stands or is under way. Returns how many were added.
     pub async fn queue(&self, intents: &[Intent]) -> Result<usize> {
         if intents.is_empty() {
             return Ok(0);
@@ -346,16 +347,20 @@ impl Store {
     }
 
     /// Records what the chain made of attempts, and returns how many of them count: those whose block is one of our canonical blocks.
-    /// The indexer must have seen it first, and a reorg takes the outcome away with the block.
-    pub async fn settle(&self, outcomes: &[TxOutcome]) -> Result<usize> {
+    /// The indexer must have seen it first, and a reorg takes the outcome away with the block. Those of `finals` count too: final
+    /// blocks that the chain has and whose headers are not stored, as they hold no log of ours.
+    pub async fn settle(&self, outcomes: &[TxOutcome], finals: &[BlockRef]) -> Result<usize> {
         if outcomes.is_empty() {
             return Ok(0);
         }
         let mut settled = 0;
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let last_final = super::finality(&mut tx).await?.map_or(0, |finality| finality.block.number);
         for outcome in outcomes {
-            if super::canonical_hash(&mut tx, outcome.block.number).await? != Some(outcome.block.hash) {
-                continue;
+            match super::canonical_hash(&mut tx, outcome.block.number).await? {
+                Some(hash) if hash == outcome.block.hash => {}
+                None if outcome.block.number <= last_final && finals.contains(&outcome.block) => {}
+                _ => continue,
             }
             sqlx::query(
                 "INSERT INTO tx_receipt (hash, block_hash, block_number, success, gas_used, gas_price, l1_fee)
@@ -421,6 +426,12 @@ async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Resul
 }
 
 pub(super) async fn insert_intent(tx: &mut SqliteConnection, intent: &Intent) -> Result<bool> {
+    sqlx::query(
+        "UPDATE tx_intent SET key = key || '~' || id WHERE key = ? AND state NOT IN ('queued', 'signed', 'mined')",
+    )
+    .bind(&intent.key)
+    .execute(&mut *tx)
+    .await?;
     let added = sqlx::query(
         "INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?) ON CONFLICT (key) DO NOTHING",

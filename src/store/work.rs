@@ -32,8 +32,8 @@ pub struct PeerReceipt {
 
 impl Store {
     /// Records that policy chose jobs: of each the fact, a reservation and the claim intent, all in one transaction. A job whose
-    /// earlier claim stands or is under way is left as it is, and so is every one past `slots` reservations. An earlier claim that
-    /// came to nothing makes room under a key with `~`. Returns the jobs that were chosen now.
+    /// earlier claim stands or is under way is left as it is, and so is every one past `slots` reservations, or while something holds
+    /// claiming back. Returns the jobs that were chosen now.
     pub async fn choose(&self, choices: &[Choice], slots: u32) -> Result<Vec<JobId>> {
         let mut chosen = Vec::new();
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
@@ -41,6 +41,7 @@ impl Store {
             let reserved = sqlx::query(
                 "INSERT INTO reservation (job, at) SELECT ?1, ?2 WHERE (SELECT count(*) FROM reservation) < ?3
                  AND NOT EXISTS (SELECT 1 FROM tx_intent WHERE key = ?4 AND state IN ('queued', 'signed', 'mined'))
+                 AND NOT EXISTS (SELECT 1 FROM hold)
                  ON CONFLICT DO NOTHING",
             )
             .bind(job.0 as i64)
@@ -51,13 +52,7 @@ impl Store {
             .await?;
             if reserved.rows_affected() > 0 {
                 insert_work(&mut tx, *job, work).await?;
-                if !insert_intent(&mut tx, claim).await? {
-                    sqlx::query("UPDATE tx_intent SET key = key || '~' || id WHERE key = ?")
-                        .bind(&claim.key)
-                        .execute(&mut *tx)
-                        .await?;
-                    insert_intent(&mut tx, claim).await?;
-                }
+                insert_intent(&mut tx, claim).await?;
                 chosen.push(*job);
             }
         }
@@ -113,6 +108,26 @@ impl Store {
         self.live.touch([job]);
         self.wake();
         Ok(())
+    }
+
+    /// Takes the choices back whose claims were queued before `before` (wall clock) and are not signed yet: what was judged then is to
+    /// be judged again. Returns their jobs.
+    pub async fn withdraw_queued(&self, before: UnixSeconds) -> Result<Vec<JobId>> {
+        let queued: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM tx_intent WHERE state = 'queued' AND kind = 'claim' AND at < ?)",
+        )
+        .bind(before.0.min(i64::MAX as u64) as i64)
+        .fetch_one(&self.readers)
+        .await?;
+        if !queued {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let jobs = withdraw_queued(&mut tx, before).await?;
+        tx.commit().await?;
+        self.live.touch(jobs.iter().copied());
+        self.wake();
+        Ok(jobs)
     }
 
     /// Takes the lease on a duty for `seconds`. Returns false when somebody holds it or its back-off has not passed.
@@ -244,6 +259,26 @@ impl Store {
             })
             .collect()
     }
+}
+
+pub(super) async fn withdraw_queued(tx: &mut SqliteConnection, before: UnixSeconds) -> Result<Vec<JobId>> {
+    let jobs: Vec<i64> = sqlx::query_scalar(
+        "SELECT job FROM tx_intent WHERE state = 'queued' AND kind = 'claim' AND at < ? AND job IS NOT NULL ORDER BY id",
+    )
+    .bind(before.0.min(i64::MAX as u64) as i64)
+    .fetch_all(&mut *tx)
+    .await?;
+    let jobs: Vec<JobId> = jobs.into_iter().map(|job| JobId(job as u64)).collect();
+    let at: Option<i64> =
+        sqlx::query_scalar("SELECT time FROM block JOIN cursor USING (number, hash) WHERE canonical = 1")
+            .fetch_optional(&mut *tx)
+            .await?;
+    let at = UnixSeconds(at.unwrap_or(0) as u64);
+    for job in &jobs {
+        insert_work(tx, *job, &Work::Withdrawn { at }).await?;
+        free(tx, *job).await?;
+    }
+    Ok(jobs)
 }
 
 async fn free(tx: &mut SqliteConnection, job: JobId) -> Result<()> {

@@ -15,10 +15,12 @@ use crate::http::{Declined, Health, Kind, Metrics, Skipped};
 use crate::market::job::{Duty, Job, Next, State, Work};
 use crate::market::policy::Policy;
 use crate::market::types::{Address, Cid, JobId, UnixSeconds};
-use crate::store::{Choice, Intent, IntentState, Store};
+use crate::store::{Choice, Intent, IntentState, Store, clock};
 
 /// A claim's gas limit, several times what the contract ever needs: what is not used costs nothing.
 const CLAIM_GAS: u64 = 300_000;
+/// A claim that waits longer to be signed follows from a judgement that is too old.
+const CLAIM_AGE_MAX_SECONDS: u64 = 60;
 /// Jobs chosen in one transaction, so that the first claims of many are under way while the last are decided.
 const CHOICES_AT_ONCE: usize = 50;
 
@@ -54,6 +56,10 @@ impl Task for Scheduler {
         let now = self.store.time().await?;
         let mut reserved = self.store.reservations().await?;
         self.keep_slots(&jobs, now, &mut reserved).await?;
+        for job in self.store.withdraw_queued(UnixSeconds(clock().0.saturating_sub(CLAIM_AGE_MAX_SECONDS))).await? {
+            tracing::info!(%job, "its claim waited too long to be signed: judged anew");
+            reserved.remove(&job);
+        }
         self.metrics.reservations.set(reserved.len() as i64);
         if !self.health.is_well(INDEXER) || self.guard.refusal().is_some() {
             return Ok(Pass::Idle);

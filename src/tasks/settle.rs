@@ -58,7 +58,8 @@ impl Task for Settle {
         if !outcomes.is_empty() {
             failpoint::hit(Point::BeforeSettle).await?;
         }
-        let settled = self.store.settle(&outcomes).await?;
+        let finals = self.finals(&chain, &outcomes).await?;
+        let settled = self.store.settle(&outcomes, &finals).await?;
         if settled > 0 {
             failpoint::hit(Point::AfterSettle).await?;
         }
@@ -89,6 +90,22 @@ impl Settle {
     pub fn new(chain: Chain, store: Store, metrics: Metrics, us: Address) -> (Self, watch::Receiver<Beat>) {
         let (beat, felt) = watch::channel(None);
         (Self { chain, store, metrics, us, beat, seen: None, compared: 0 }, felt)
+    }
+
+    /// Returns those final blocks of the outcomes whose headers are not stored, as the chain has them: a transaction that does nothing
+    /// leaves no log, and what became of it while this node was off may be final by now.
+    async fn finals(&self, chain: &Chain, outcomes: &[TxOutcome]) -> Result<Vec<BlockRef>> {
+        let last = self.store.finality().await?.map_or(0, |finality| finality.block.number);
+        let mut finals = Vec::new();
+        for block in outcomes.iter().map(|outcome| outcome.block).filter(|block| block.number <= last) {
+            if !finals.contains(&block)
+                && self.store.canonical_hash(block.number).await?.is_none()
+                && chain.header(block.number).await?.is_some_and(|header| header.block == block)
+            {
+                finals.push(block);
+            }
+        }
+        Ok(finals)
     }
 
     /// Finds intents whose nonce is used in a final block by a transaction that is not ours: somebody else signs with our key. No
