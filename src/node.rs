@@ -39,6 +39,8 @@ use crate::tasks::{
     worker::Worker,
 };
 
+/// How long everything else lets a new block be: whoever claims for it goes first, here and at the endpoint.
+const BREATH: Duration = Duration::from_millis(50);
 /// A part that reports less often than this is not ready.
 const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
 /// As that, of the one that asks the contracts what a claim depends on: claims wait for it.
@@ -317,7 +319,8 @@ impl Node {
     /// Runs a task's passes until the node stops: again at once after work, else when woken or after `poll`.
     fn drive<T: Task>(&mut self, task: T, poll: Duration, wake: watch::Receiver<u64>, metrics: &Metrics) {
         let (health, metrics, phase) = (self.health.clone(), metrics.clone(), self.phase.subscribe());
-        self.tasks.spawn(Drive { poll, health, metrics, phase }.run(task, wake));
+        let breath = if T::HURRIES { Duration::ZERO } else { BREATH };
+        self.tasks.spawn(Drive { poll, breath, health, metrics, phase }.run(task, wake));
     }
 
     /// Runs `work`, which never ends by itself, until the node stops.

@@ -21,10 +21,12 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::vocab::LlamaVocab;
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 use tokio::sync::mpsc;
 
 use super::text::Text;
-use super::{Config, Event, Reason, Refused, Request, Stats, Step, backend};
+use super::{Config, Event, NICE, Reason, Refused, Request, Stats, Step, backend};
 use crate::market::select::{Record, draw, select};
 use crate::market::types::JobId;
 
@@ -202,6 +204,10 @@ impl Drop for Alive<'_> {
 /// The compute thread. Sends whether it has a context, then serves until stopped.
 pub(super) fn run(config: &Config, model: &LlamaModel, shared: &Shared, ready: &std_mpsc::SyncSender<bool>) {
     let _alive = Alive(shared);
+    // Computing has time: what a claim needs goes first on the same cores. Threads of llama.cpp's inherit it.
+    if let Err(error) = setpriority_process(Some(gettid()), NICE) {
+        tracing::debug!(%error, "the compute thread keeps its priority");
+    }
     let threads = i32::try_from(config.threads).unwrap_or(i32::MAX);
     let on_gpu = config.gpu_layers > 0 && backend().supports_gpu_offload();
     let params = LlamaContextParams::default()

@@ -5,12 +5,14 @@
 
 use std::{process::Stdio, time::Duration};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::Command,
     time::{Instant, interval},
 };
+
+use crate::engine::NICE;
 
 /// Bytes kept of what a process prints: an answer is about 10 kB.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
@@ -50,6 +52,10 @@ pub async fn run(mut command: Command, input: Vec<u8>, limits: Limits) -> Result
     let mut child = command.spawn().map_err(Stopped::NotStarted)?;
     // Declared after the child, so dropped before it: the group's number is not reused before its leader is reaped.
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
+    if let Some(leader) = group.0 {
+        // Proving has time, as computing has. Before it has threads, which inherit it.
+        setpriority_process(Some(leader), NICE).ok();
+    }
     let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(stdin) = &mut stdin {

@@ -32,6 +32,8 @@ pub enum Phase {
 pub struct Drive {
     /// The longest wait for the next pass, and the pause after one that failed.
     pub poll: Duration,
+    /// How long it lets be what woke it: tasks that have time leave the machine to those that have none.
+    pub breath: Duration,
     pub health: Health,
     pub metrics: Metrics,
     pub phase: watch::Receiver<Phase>,
@@ -83,7 +85,7 @@ impl Drive {
                 }
             }
             tokio::select! {
-                changed = wake.changed() => if changed.is_err() { tokio::time::sleep(self.poll).await },
+                changed = wake.changed() => tokio::time::sleep(if changed.is_err() { self.poll } else { self.breath }).await,
                 _ = tokio::time::sleep(self.poll) => {}
                 () = finishing(&mut self.phase), if T::TAKES_WORK => {}
             }
@@ -135,7 +137,8 @@ mod tests {
     fn stage(script: &[bool]) -> (Drive, watch::Sender<Phase>, Scripted, watch::Receiver<usize>) {
         let (stop, phase) = watch::channel(Phase::Runs);
         let (began, seen) = watch::channel(0);
-        let drive = Drive { poll: Duration::from_millis(1), health: Health::default(), metrics: Metrics::new(), phase };
+        let (poll, breath) = (Duration::from_millis(1), Duration::ZERO);
+        let drive = Drive { poll, breath, health: Health::default(), metrics: Metrics::new(), phase };
         (drive, stop, Scripted { script: script.iter().rev().copied().collect(), began }, seen)
     }
 

@@ -67,6 +67,7 @@ pub struct Indexer {
 
 impl Task for Indexer {
     const NAME: &'static str = "indexer";
+    const HURRIES: bool = true;
 
     /// Takes one step towards the head: a rewind, or an extension of at most `blocks_per_step` blocks; at the head, proves as many
     /// of those that are not yet.

@@ -19,7 +19,6 @@ pub mod watchdog;
 pub mod worker;
 
 /// What decisions know beforehand: one task keeps it fresh, another decides.
-use settle::BREATH;
 pub use settle::Beat;
 pub use survey::{Sight, Survey};
 
@@ -53,6 +52,8 @@ pub trait Task: Send + 'static {
     const NAME: &'static str;
     /// Whether each pass takes a further piece of work: such a task begins none when the node is to stop.
     const TAKES_WORK: bool = false;
+    /// Whether it stands between a job's log and its claim: the others leave the machine to it for a moment.
+    const HURRIES: bool = false;
 
     /// Takes one turn: does what is owed now, if anything. Safe to cut off anywhere and to run again.
     fn pass(&mut self) -> impl Future<Output = anyhow::Result<Pass>> + Send;

@@ -46,6 +46,7 @@ pub struct Scheduler {
 
 impl Task for Scheduler {
     const NAME: &'static str = "scheduler";
+    const HURRIES: bool = true;
 
     /// Adopts, frees, gives up and chooses. Claims nothing while the indexer is not at the head of the chain, or the guard refuses.
     ///

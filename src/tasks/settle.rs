@@ -13,11 +13,10 @@ use crate::http::Metrics;
 use crate::market::types::{Address, B256, BlockRef};
 use crate::store::{OpenIntent, Store, TxOutcome};
 
-/// Fees and nonce are read again after this long, also where nothing of ours waits.
+/// Fees and nonce are read again after this long, though no block came and nothing of ours waits.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(10);
-
-/// How long a new block is let be: whoever claims for it goes first, here and at the endpoint.
-pub(super) const BREATH: Duration = Duration::from_millis(50);
+/// And after this long at least with each block.
+const PULSE_AGE_MIN: Duration = Duration::from_millis(500);
 
 /// A pulse and when it was felt.
 pub type Beat = Option<(Pulse, Instant)>;
@@ -45,12 +44,12 @@ impl Task for Settle {
     async fn pass(&mut self) -> Result<Pass> {
         let cursor = self.store.cursor().await?;
         let signed = self.store.signed_intents(self.us).await?;
-        let old = self.beat.borrow().is_none_or(|(_, at)| at.elapsed() > PULSE_AGE_MAX);
-        if !old && (signed.is_empty() || cursor == self.seen) {
+        let (known, felt) = (cursor == self.seen, self.beat.borrow().map(|(_, at)| at.elapsed()));
+        let due = |age: Duration| age > PULSE_AGE_MAX || (!known && (!signed.is_empty() || age > PULSE_AGE_MIN));
+        if !felt.is_none_or(due) {
             self.metrics.open_transactions.set(self.store.open_intents(self.us).await? as i64);
             return Ok(Pass::Idle);
         }
-        tokio::time::sleep(BREATH).await;
         let chain = self.chain.steady();
         let hashes: Vec<B256> = signed.iter().flat_map(|intent| intent.attempts.iter().map(|it| it.hash)).collect();
         let (pulse, outcomes) = tokio::try_join!(chain.pulse(self.us), mined(&chain, &hashes))?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{BREATH, Pass, Task};
+use super::{Pass, Task};
 use crate::chain::Chain;
 use crate::http::Health;
 use crate::market::gate::Ground;
@@ -87,9 +87,6 @@ impl Task for Surveyor {
         let due =
             self.last.is_none_or(|(seen, at)| at.elapsed() >= AGE_MAX || (seen != head && at.elapsed() >= AGE_MIN));
         if due {
-            if self.last.is_some() {
-                tokio::time::sleep(BREATH).await;
-            }
             // From before the first question: what is told is at least as new.
             let at = Instant::now();
             let outlook = look(&self.chain, &self.store, self.us).await?;
