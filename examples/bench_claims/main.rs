@@ -21,8 +21,15 @@
 //!   receipts: those that were mined and refused, and empty ones that took the nonce of a claim that was in vain; both are in the
 //!   divisor as well
 //! - `rivals_reverted_gas_without_turns`: the same of three that race, over a fifth of the jobs
+//! - `fees_stuck`: two jobs a second are posted to one host, and for `--spike-seconds` each block's base fee is twenty times as high as
+//!   before, from one block to the next; its transactions that are not settled 90 s after that, of those it owed before the spike's
+//!   end and those it has owed for more than a minute (`fabstir tx list`)
+//! - `fees_above_ceiling`: its mined transactions that paid or offered more than `host.fee_cap_max_wei`, fifty times the usual base fee
+//! - `fees_completed` of `fees_posted`: jobs completed on chain by then; the last are posted 60 s after the spike
+//! - `fees_bumps`: attempts beyond the first of all its transactions
 
 mod between;
+mod fees;
 mod field;
 #[path = "../bench_index/market.rs"]
 #[allow(dead_code)]
@@ -71,6 +78,9 @@ struct Arguments {
     /// Events of that file; about ten to a job.
     #[arg(long, default_value_t = 1_000_000)]
     restart_events: u64,
+    /// How long the base fee is twenty times as high.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    spike_seconds: u64,
     /// Measure these parts alone; the others' figures are null.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
@@ -96,6 +106,7 @@ enum Part {
     Restart,
     Policy,
     Rivals,
+    Fees,
 }
 
 /// What is printed, in this order.
@@ -117,6 +128,11 @@ struct Report {
     rivals_reverted_gas: Option<f64>,
     rivals_claims: Option<Vec<usize>>,
     rivals_reverted_gas_without_turns: Option<f64>,
+    fees_stuck: Option<usize>,
+    fees_above_ceiling: Option<usize>,
+    fees_completed: Option<u64>,
+    fees_posted: Option<u64>,
+    fees_bumps: Option<usize>,
     jobs: u64,
     rate: u64,
     load_before: Option<f64>,
@@ -157,6 +173,13 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Rivals) {
         rivals(&arguments, &program, folder.path(), &mut report).await?;
+    }
+    if wanted(Part::Fees) {
+        let place = Place::open(&arguments.contracts, &folder.path().join("fees")).await?;
+        let found = fees::measure(&place, &program, arguments.spike_seconds).await?;
+        (report.fees_stuck, report.fees_above_ceiling) = (Some(found.stuck), Some(found.above_ceiling));
+        (report.fees_completed, report.fees_posted) = (Some(found.completed), Some(found.posted));
+        report.fees_bumps = Some(found.bumps);
     }
     if wanted(Part::Restart) && arguments.restarts > 0 {
         let found = restart::measure(&arguments, &program, folder.path()).await?;

@@ -13,6 +13,8 @@ use crate::place::Place;
 
 /// A block with the transactions of some accounts.
 pub struct Block {
+    /// Wei per gas.
+    pub base_fee: u64,
     pub transactions: Vec<Mined>,
 }
 
@@ -21,6 +23,10 @@ pub struct Mined {
     pub does: Does,
     pub success: bool,
     pub gas: u64,
+    /// Wei per gas that was paid.
+    pub gas_price: u64,
+    /// The most wei per gas that were offered.
+    pub fee_cap: u64,
 }
 
 /// What a transaction does.
@@ -35,6 +41,7 @@ pub enum Does {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Header {
+    base_fee_per_gas: U64,
     transactions: Vec<Transaction>,
 }
 
@@ -45,6 +52,7 @@ struct Transaction {
     from: Address,
     to: Option<Address>,
     input: Bytes,
+    max_fee_per_gas: Option<U64>,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +61,7 @@ struct Receipt {
     transaction_hash: B256,
     status: U64,
     gas_used: U64,
+    effective_gas_price: U64,
 }
 
 /// Returns the blocks from `from` to the newest, each with what the accounts sent.
@@ -66,9 +75,16 @@ pub async fn blocks(place: &Place, from: u64, accounts: &[Address]) -> Result<Ve
         let ours = header.transactions.iter().filter(|tx| accounts.contains(&tx.from));
         let transactions = ours.map(|tx| {
             let receipt = receipts.get(&tx.hash).with_context(|| format!("transaction {} has no receipt", tx.hash))?;
-            Ok(Mined { does: does(tx), success: receipt.status.to::<u64>() == 1, gas: receipt.gas_used.to() })
+            Ok(Mined {
+                does: does(tx),
+                success: receipt.status.to::<u64>() == 1,
+                gas: receipt.gas_used.to(),
+                gas_price: receipt.effective_gas_price.to(),
+                fee_cap: tx.max_fee_per_gas.context("a transaction without a fee cap")?.to(),
+            })
         });
-        blocks.push(Block { transactions: transactions.collect::<Result<_>>()? });
+        let transactions = transactions.collect::<Result<_>>()?;
+        blocks.push(Block { base_fee: header.base_fee_per_gas.to(), transactions });
     }
     Ok(blocks)
 }
