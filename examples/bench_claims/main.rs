@@ -14,12 +14,27 @@
 //! - `policy_us`: one decision on the whole chain of rules, without words (`bench_policy` says more); of this build of the rules
 //! - `field_shape_claim_p50_ms`: the same latency on the same chain of the shape that others have: look every 100 ms, one transaction
 //!   at a time, wait for its receipt; of the jobs that it came to within `--field-seconds`
+//! - `rivals_double_claims`: three hosts of this program take turns at jobs posted at `--rate` (`host.policy.turn_seconds = 2`); jobs of
+//!   which the chain has more claims than they were open to claim, which must be none
+//! - `rivals_claims`: how many of the jobs each of the three claimed
+//! - `rivals_reverted_gas`: the gas of their transactions that came to nothing, of all the gas of their claims, 0 to 1, from the
+//!   receipts: those that were mined and refused, and empty ones that took the nonce of a claim that was in vain; both are in the
+//!   divisor as well
+//! - `rivals_reverted_gas_without_turns`: the same of three that race, over a fifth of the jobs
+//! - `fees_stuck`: two jobs a second are posted to one host, and for `--spike-seconds` each block's base fee is twenty times as high as
+//!   before, from one block to the next; its transactions that are not settled 90 s after that, of those it owed before the spike's
+//!   end and those it has owed for more than a minute (`fabstir tx list`)
+//! - `fees_above_ceiling`: its mined transactions that paid or offered more than `host.fee_cap_max_wei`, fifty times the usual base fee
+//! - `fees_completed` of `fees_posted`: jobs completed on chain by then; the last are posted 60 s after the spike
+//! - `fees_bumps`: attempts beyond the first of all its transactions
 
 mod between;
+mod fees;
 mod field;
 #[path = "../bench_index/market.rs"]
 #[allow(dead_code)]
 mod market;
+mod mined;
 mod node;
 mod place;
 #[path = "../bench_policy.rs"]
@@ -29,8 +44,9 @@ mod policy;
 #[allow(dead_code)]
 mod process;
 mod restart;
+mod rivals;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -41,6 +57,9 @@ use between::{Between, Times};
 use node::Host;
 use place::Place;
 use process::rounded;
+
+/// Seconds that a rival waits for each that comes before it: two blocks.
+const TURN_SECONDS: u64 = 2;
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -59,6 +78,9 @@ struct Arguments {
     /// Events of that file; about ten to a job.
     #[arg(long, default_value_t = 1_000_000)]
     restart_events: u64,
+    /// How long the base fee is twenty times as high.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    spike_seconds: u64,
     /// Measure these parts alone; the others' figures are null.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
@@ -83,6 +105,8 @@ enum Part {
     Field,
     Restart,
     Policy,
+    Rivals,
+    Fees,
 }
 
 /// What is printed, in this order.
@@ -100,6 +124,15 @@ struct Report {
     restart_p50_s: Option<f64>,
     restart_mb: Option<f64>,
     restart_jobs: Option<u64>,
+    rivals_double_claims: Option<usize>,
+    rivals_reverted_gas: Option<f64>,
+    rivals_claims: Option<Vec<usize>>,
+    rivals_reverted_gas_without_turns: Option<f64>,
+    fees_stuck: Option<usize>,
+    fees_above_ceiling: Option<usize>,
+    fees_completed: Option<u64>,
+    fees_posted: Option<u64>,
+    fees_bumps: Option<usize>,
     jobs: u64,
     rate: u64,
     load_before: Option<f64>,
@@ -138,6 +171,16 @@ async fn main() -> Result<()> {
             report.field_shape_claimed = Some(latencies.len());
         }
     }
+    if wanted(Part::Rivals) {
+        rivals(&arguments, &program, folder.path(), &mut report).await?;
+    }
+    if wanted(Part::Fees) {
+        let place = Place::open(&arguments.contracts, &folder.path().join("fees")).await?;
+        let found = fees::measure(&place, &program, arguments.spike_seconds).await?;
+        (report.fees_stuck, report.fees_above_ceiling) = (Some(found.stuck), Some(found.above_ceiling));
+        (report.fees_completed, report.fees_posted) = (Some(found.completed), Some(found.posted));
+        report.fees_bumps = Some(found.bumps);
+    }
     if wanted(Part::Restart) && arguments.restarts > 0 {
         let found = restart::measure(&arguments, &program, folder.path()).await?;
         report.restart_p50_s = quantile(&found.seconds, 0.5);
@@ -149,9 +192,9 @@ async fn main() -> Result<()> {
 }
 
 /// Posts jobs at a rate to one host.
-async fn at_rate(place: &Place, program: &std::path::Path, jobs: u64, rate: u64, report: &mut Report) -> Result<()> {
+async fn at_rate(place: &Place, program: &Path, jobs: u64, rate: u64, report: &mut Report) -> Result<()> {
     let between = Between::start(&place.devnet.rpc_url).await?;
-    let host = Host::start(place, program, "rate", &between.url).await?;
+    let host = Host::start(place, program, "rate", &between.url, "").await?;
     between.forget();
     let first = place.jobs_posted().await? + 1;
     let began = Instant::now();
@@ -170,9 +213,9 @@ async fn at_rate(place: &Place, program: &std::path::Path, jobs: u64, rate: u64,
 }
 
 /// Posts all jobs in one block.
-async fn burst(place: &Place, program: &std::path::Path, jobs: u64, report: &mut Report) -> Result<()> {
+async fn burst(place: &Place, program: &Path, jobs: u64, report: &mut Report) -> Result<()> {
     let between = Between::start(&place.devnet.rpc_url).await?;
-    let host = Host::start(place, program, "burst", &between.url).await?;
+    let host = Host::start(place, program, "burst", &between.url, "").await?;
     between.forget();
     let first = place.jobs_posted().await? + 1;
     place.post_at_once(jobs).await?;
@@ -182,6 +225,20 @@ async fn burst(place: &Place, program: &std::path::Path, jobs: u64, report: &mut
     report.burst_s = Some(rounded(last.duration_since(*told).as_secs_f64(), 3));
     eprintln!("  {jobs} jobs of one block claimed in {:?} s", report.burst_s);
     host.kill().await
+}
+
+/// Lets three hosts take turns, and then, on another chain and for fewer jobs, race.
+async fn rivals(arguments: &Arguments, program: &Path, folder: &Path, report: &mut Report) -> Result<()> {
+    // Who is registered counts for the turns: none may be there but the three.
+    let place = Place::open(&arguments.contracts, &folder.join("rivals")).await?;
+    let turns = rivals::compete(&place, program, TURN_SECONDS, arguments.jobs, arguments.rate).await?;
+    drop(place);
+    let place = Place::open(&arguments.contracts, &folder.join("race")).await?;
+    let race = rivals::compete(&place, program, 0, arguments.jobs.div_ceil(5), arguments.rate).await?;
+    (report.rivals_double_claims, report.rivals_claims) = (Some(turns.double_claims), Some(turns.claims));
+    report.rivals_reverted_gas = Some(turns.reverted_gas);
+    report.rivals_reverted_gas_without_turns = Some(race.reverted_gas);
+    Ok(())
 }
 
 /// Waits until every job is claimed.

@@ -9,8 +9,9 @@ use fabstir::chain::call::{self, Order};
 use fabstir::chain::{Chain, Signer, key};
 use fabstir::content::Content;
 use fabstir::devnet::{self, AddressBook, DEPLOYER, Devnet};
-use fabstir::market::types::{Address, Cid, ModelId, U256};
-use serde_json::{Value, json};
+use fabstir::market::types::{Address, B256, Cid, ModelId, U256};
+use serde::Deserialize;
+use serde_json::json;
 use sha2::Digest;
 
 const PROMPT: &str = "Hi";
@@ -34,8 +35,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// Starts a chain that makes a block a second.
+    /// Starts a chain that makes a block a second; keys and databases go to the folder.
     pub async fn open(contracts: &Path, folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         let devnet = Devnet::start_with(contracts, &["--gas-limit", "600000000"]).await?;
         let book = devnet::deploy(&devnet.rpc_url, contracts, CHALLENGE_WINDOW).await?;
         Self::at(devnet, book, folder).await
@@ -90,7 +92,8 @@ impl Place {
         self.devnet.mine_every(1).await
     }
 
-    async fn post(&self, jobs: u64) -> Result<()> {
+    /// Posts jobs with one transaction.
+    pub async fn post(&self, jobs: u64) -> Result<()> {
         let order = || Order {
             model: self.model,
             input: Cid::of(PROMPT.as_bytes()),
@@ -111,14 +114,9 @@ impl Place {
 
     /// Waits until so many jobs from `first` on are completed on chain.
     pub async fn completed(&self, first: u64, jobs: u64) -> Result<()> {
-        let topic = keccak256("JobCompleted(uint256,string)");
-        let filter = json!([{ "fromBlock": U64::from(self.book.block), "address": self.book.contracts.job_marketplace, "topics": [topic] }]);
         let give_up = Instant::now() + Duration::from_secs(600);
         loop {
-            let logs = self.devnet.rpc("eth_getLogs", filter.clone()).await?;
-            let number = |log: &Value| Some(log["topics"][1].as_str()?.parse::<U256>().ok()?.to::<u64>());
-            let done = logs.as_array().into_iter().flatten().filter_map(number);
-            let done = done.filter(|job| (first..first + jobs).contains(job)).count() as u64;
+            let done = self.count_completed(first, jobs).await?;
             if done == jobs {
                 return Ok(());
             }
@@ -126,6 +124,31 @@ impl Place {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+
+    /// Returns how many of so many jobs from `first` on are completed on chain.
+    pub async fn count_completed(&self, first: u64, jobs: u64) -> Result<u64> {
+        let told = self.told("JobCompleted(uint256,string)").await?;
+        Ok(told.iter().filter(|(job, _)| (first..first + jobs).contains(job)).count() as u64)
+    }
+
+    /// Returns the jobs of which the marketplace logged an event, oldest first, each with the second thing that the event names, such
+    /// as the host of a claim.
+    pub async fn told(&self, event: &str) -> Result<Vec<(u64, Option<Address>)>> {
+        let marketplace = self.book.contracts.job_marketplace;
+        let filter =
+            json!([{ "fromBlock": U64::from(self.book.block), "address": marketplace, "topics": [keccak256(event)] }]);
+        let logs: Vec<Log> = serde_json::from_value(self.devnet.rpc("eth_getLogs", filter).await?)?;
+        let read = |log: &Log| {
+            let job = log.topics.get(1).context("an event without a job")?;
+            Ok((U256::from_be_bytes(job.0).to(), log.topics.get(2).map(|word| Address::from_word(*word))))
+        };
+        logs.iter().map(read).collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Log {
+    topics: Vec<B256>,
 }
 
 /// Makes a key with ETH and registers it as a host with a large stake.

@@ -28,7 +28,7 @@ pub async fn measure(arguments: &Arguments, program: &Path, folder: &Path) -> Re
     place::host(devnet, &chain, book, folder, "restart").await?;
     let jobs = chain.jobs_posted(chain.head().await?.block).await?;
     let url = &devnet.rpc_url;
-    let config = node::write(folder, "restart", url, url, book.block, &book.contracts.section())?;
+    let config = node::write(folder, "restart", url, url, book, "")?;
     let index = Program { path: program.to_owned(), prefix: Vec::new(), logs: folder.to_owned() };
     let indexed = tokio::task::block_in_place(|| index.measure(&config, &["index", "--once", "--json"]))?.1;
     eprintln!("  indexed: {indexed}");
