@@ -296,6 +296,7 @@ impl Node {
             store: store.clone(),
             p2p: self.p2p.clone(),
             signer: host.signer.clone(),
+            alone: None,
         };
         self.drive(announcer, poll, store.changes(), &metrics);
         for engine in host.engines.iter() {

@@ -257,7 +257,7 @@ impl Store {
         let at = self.time().await?;
         let reason = format!("{}{reason}", Store::BY_OPERATOR);
         self.record(job, &Work::Abandoned { at, reason }).await?;
-        self.free(job).await
+        self.free(&[job]).await
     }
 
     /// Returns for which duties of a job the attempts so far failed, with the last error of each.

@@ -1,17 +1,17 @@
 //! Extending, confirming and rewinding the journal: logs, what they mean and the cursor move together or not at all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
 
-use super::projection::{ROWS_PER_STATEMENT, write};
+use super::projection::{Facts, ROWS_PER_STATEMENT, write};
 use super::{Store, hash, history, raw_log};
 use crate::failpoint::{self, Point};
 use crate::market::coverage::{Coverage, lay};
-use crate::market::event::{Header, Level, Range, RawLog};
+use crate::market::event::{Event, Header, Level, Range, RawLog};
 use crate::market::job::Fact;
 use crate::market::types::{B256, BlockRef, JobId};
 
@@ -48,7 +48,9 @@ pub struct Correction {
 
 /// Logs read at once while everything is derived anew, and jobs.
 const LOGS_PER_PAGE: i64 = 1000;
-const JOBS_PER_PAGE: i64 = 500;
+const JOBS_PER_PAGE: usize = 500;
+/// Facts of unfinished jobs that are kept while everything is derived anew, some 500 bytes each; what is more is read a second time.
+const FACTS_KEPT_MAX: usize = 60_000;
 
 /// A log with what we make of it, as it is written.
 struct Entry<'a> {
@@ -58,6 +60,71 @@ struct Entry<'a> {
     kind: Option<&'static str>,
     job: Option<JobId>,
     link: B256,
+}
+
+/// What logs tell of jobs, gathered while all of them are read in chain order, so that a job is folded as soon as its last log is known.
+#[derive(Default)]
+struct Gathered {
+    /// Logs of each job that are still to come.
+    left: HashMap<JobId, i64>,
+    facts: Facts,
+    /// How many facts that is.
+    kept: usize,
+    /// Jobs all of whose logs were read, with their facts.
+    ready: Facts,
+    complete: BTreeSet<JobId>,
+    /// Jobs to be read again at the end: too many were open at once, or a log's stored meaning was wrong.
+    later: BTreeSet<JobId>,
+}
+
+impl Gathered {
+    /// Returns that of a file of which nothing was read yet.
+    async fn of(tx: &mut SqliteConnection) -> Result<Self> {
+        let rows = sqlx::query(
+            "SELECT job, count(*) FROM log JOIN block ON block.seq = log.block
+             WHERE canonical = 1 AND job IS NOT NULL GROUP BY job",
+        )
+        .fetch_all(tx)
+        .await?;
+        let left = rows.iter().map(|row| (JobId(row.get::<i64, _>(0) as u64), row.get(1))).collect();
+        Ok(Self { left, ..Self::default() })
+    }
+
+    fn take(&mut self, job: JobId, event: Event, block: BlockRef) {
+        if self.complete.contains(&job) {
+            self.later.insert(job);
+        }
+        if self.later.contains(&job) {
+            return;
+        }
+        let left = self.left.entry(job).or_default();
+        *left -= 1;
+        let is_last = *left == 0;
+        let facts = self.facts.entry(job).or_default();
+        if Event::OF_JOBS.contains(&event.name()) {
+            facts.push(Fact::Chain { event, block });
+            self.kept += 1;
+        }
+        if is_last {
+            let facts = self.facts.remove(&job).unwrap_or_default();
+            self.kept -= facts.len();
+            self.ready.insert(job, facts);
+            self.complete.insert(job);
+        } else if self.kept > FACTS_KEPT_MAX {
+            self.later.extend(std::mem::take(&mut self.facts).into_keys());
+            self.kept = 0;
+        }
+    }
+
+    /// Folds and writes what is ready, if there are `least` jobs of it.
+    async fn write(&mut self, tx: &mut SqliteConnection, least: usize, done: &mut Rederived) -> Result<()> {
+        if self.ready.len() >= least {
+            let ready = std::mem::take(&mut self.ready);
+            let jobs: Vec<JobId> = ready.keys().copied().collect();
+            done.jobs_changed.extend(write(tx, &jobs, &ready).await?.1);
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -106,7 +173,7 @@ impl Store {
         move_cursor(&mut tx, last.block).await?;
         failpoint::hit(Point::MidExtend).await?;
         tx.commit().await?;
-        self.live.touch(touched);
+        self.live.tell(facts);
         self.live.touch_blocks();
         self.wake();
         Ok(extended)
@@ -170,7 +237,7 @@ impl Store {
             corrections.push(Correction { block: header.block, logs_before: old.len(), logs: new.len() });
         }
         if let Some(first) = corrections.first() {
-            self.derive_logs(&mut tx, first.block.number, &mut Rederived::default(), |_| ()).await?;
+            self.derive_logs(&mut tx, first.block.number, &mut Rederived::default(), None, |_| ()).await?;
             self.project(&mut tx, &jobs.into_iter().collect::<Vec<_>>()).await?;
         }
         cover(&mut tx, coverage).await?;
@@ -190,23 +257,31 @@ impl Store {
     pub async fn rederive(&self, progress: impl Fn(u64)) -> Result<Rederived> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         let mut done = Rederived::default();
-        self.derive_logs(&mut tx, 0, &mut done, progress).await?;
+        let mut gathered = Gathered::of(&mut tx).await?;
+        self.derive_logs(&mut tx, 0, &mut done, Some(&mut gathered), progress).await?;
+        gathered.write(&mut tx, 1, &mut done).await?;
+        // Then those of which not all was at hand, and rows of jobs that no log tells of.
         let mut after = 0;
         loop {
             let page: Vec<i64> = sqlx::query_scalar(
                 "SELECT job FROM log WHERE job > ?1 UNION SELECT id FROM job WHERE id > ?1 ORDER BY 1 LIMIT ?2",
             )
             .bind(after)
-            .bind(JOBS_PER_PAGE)
+            .bind(JOBS_PER_PAGE as i64)
             .fetch_all(&mut *tx)
             .await?;
             let Some(last) = page.last() else { break };
             after = *last;
-            let jobs: Vec<JobId> = page.into_iter().map(|job| JobId(job as u64)).collect();
-            let (posted, changed) = self.project(&mut tx, &jobs).await?;
-            done.jobs += posted as u64;
-            done.jobs_changed.extend(changed);
+            let mut jobs: Vec<JobId> = page.into_iter().map(|job| JobId(job as u64)).collect();
+            jobs.retain(|job| !gathered.complete.contains(job) || gathered.later.contains(job));
+            if !jobs.is_empty() {
+                done.jobs_changed.extend(self.project(&mut tx, &jobs).await?.1);
+            }
         }
+        done.jobs_changed.sort_unstable();
+        done.jobs_changed.dedup();
+        let jobs: i64 = sqlx::query_scalar("SELECT count(*) FROM job").fetch_one(&mut *tx).await?;
+        done.jobs = jobs as u64;
         tx.commit().await?;
         self.live.touch_all();
         self.wake();
@@ -219,6 +294,7 @@ impl Store {
         tx: &mut SqliteConnection,
         from: u64,
         done: &mut Rederived,
+        mut gathered: Option<&mut Gathered>,
         progress: impl Fn(u64),
     ) -> Result<()> {
         done.journal_head = link_before(tx, from).await?;
@@ -239,7 +315,11 @@ impl Store {
             for row in &rows {
                 let log = raw_log(row)?;
                 done.journal_head = log.link(done.journal_head, self.chain_id);
-                let (kind, job) = (self.decode)(&log).map_or((None, None), |event| (Some(event.name()), event.job()));
+                let event = (self.decode)(&log).ok();
+                let (kind, job) = event.as_ref().map_or((None, None), |event| (Some(event.name()), event.job()));
+                if let (Some(gathered), Some(event), Some(job)) = (&mut gathered, event, job) {
+                    gathered.take(job, event, log.block);
+                }
                 let stored: (Option<&str>, Option<i64>, &[u8]) = (row.get(7), row.get(8), row.get(9));
                 if stored == (kind, job.map(|job| job.0 as i64), done.journal_head.as_slice()) {
                     continue;
@@ -254,6 +334,9 @@ impl Store {
                     .await?;
             }
             done.logs += rows.len() as u64;
+            if let Some(gathered) = &mut gathered {
+                gathered.write(tx, JOBS_PER_PAGE, done).await?;
+            }
             progress(done.logs);
         }
     }

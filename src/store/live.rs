@@ -8,11 +8,14 @@ use anyhow::Result;
 use sqlx::SqliteConnection;
 
 use super::Store;
-use crate::market::job::{Job, State};
+use super::projection::Facts;
+use crate::market::job::{Fact, Job, State};
 use crate::market::types::{JobId, UnixSeconds};
 
 /// How often the file is asked whether another process changed it.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Changed jobs of which it is kept what the chain tells.
+const TOLD_MAX: usize = 2000;
 /// A job that nobody may work on any more is let be so long after its deadline: a reorg may take time back a little.
 const EXPIRED_SECONDS: u64 = 3600;
 
@@ -28,14 +31,15 @@ pub(super) struct Live {
 #[derive(Debug)]
 struct Stale {
     all: bool,
-    jobs: BTreeSet<JobId>,
+    /// With what the chain tells of each, where that is at hand: then it need not be read again.
+    jobs: BTreeMap<JobId, Option<Vec<Fact>>>,
     /// Blocks came: they draw the positions of commitments that wait.
     blocks: bool,
 }
 
 impl Default for Stale {
     fn default() -> Self {
-        Self { all: true, jobs: BTreeSet::new(), blocks: false }
+        Self { all: true, jobs: BTreeMap::new(), blocks: false }
     }
 }
 
@@ -54,7 +58,22 @@ impl Live {
 
     /// Notes that what is stored of these jobs changed.
     pub(super) fn touch(&self, jobs: impl IntoIterator<Item = JobId>) {
-        self.stale.lock().expect("no holder of this lock panics").jobs.extend(jobs);
+        let mut stale = self.stale.lock().expect("no holder of this lock panics");
+        for job in jobs {
+            stale.jobs.entry(job).or_default();
+        }
+    }
+
+    /// Notes all that the chain tells of jobs, of which something is new.
+    pub(super) fn tell(&self, facts: Facts) {
+        let mut stale = self.stale.lock().expect("no holder of this lock panics");
+        if stale.jobs.len() + facts.len() > TOLD_MAX {
+            // Nobody asked for long: what is live then is read at once.
+            (stale.all, stale.jobs) = (true, BTreeMap::new());
+        }
+        if !stale.all {
+            stale.jobs.extend(facts.into_iter().map(|(job, told)| (job, Some(told))));
+        }
     }
 
     /// Notes that blocks were added.
@@ -64,11 +83,12 @@ impl Live {
 
     /// Notes that any job may have changed.
     pub(super) fn touch_all(&self) {
-        self.stale.lock().expect("no holder of this lock panics").all = true;
+        let mut stale = self.stale.lock().expect("no holder of this lock panics");
+        (stale.all, stale.jobs) = (true, BTreeMap::new());
     }
 
     fn take(&self) -> Stale {
-        let none = Stale { all: false, jobs: BTreeSet::new(), blocks: false };
+        let none = Stale { all: false, jobs: BTreeMap::new(), blocks: false };
         std::mem::replace(&mut *self.stale.lock().expect("no holder of this lock panics"), none)
     }
 
@@ -76,7 +96,10 @@ impl Live {
         let mut stale = self.stale.lock().expect("no holder of this lock panics");
         stale.all |= taken.all;
         stale.blocks |= taken.blocks;
-        stale.jobs.extend(taken.jobs);
+        // What was told of a job then may be old by now.
+        for job in taken.jobs.into_keys() {
+            stale.jobs.entry(job).or_default();
+        }
     }
 }
 
@@ -86,8 +109,8 @@ impl Store {
     pub async fn live_jobs(&self) -> Result<Vec<Arc<Job>>> {
         let mut folded = self.live.folded.lock().await;
         self.see_other_writers(&mut folded).await?;
-        let stale = self.live.take();
-        if let Err(error) = self.fold_again(&mut folded, &stale).await {
+        let mut stale = self.live.take();
+        if let Err(error) = self.fold_again(&mut folded, &mut stale).await {
             self.live.give_back(stale);
             return Err(error);
         }
@@ -110,10 +133,10 @@ impl Store {
         Ok(())
     }
 
-    async fn fold_again(&self, folded: &mut Folded, stale: &Stale) -> Result<()> {
+    async fn fold_again(&self, folded: &mut Folded, stale: &mut Stale) -> Result<()> {
         let since = self.time().await?.0.saturating_sub(EXPIRED_SECONDS);
         let mut reader = self.readers.acquire().await?;
-        let mut wanted = stale.jobs.clone();
+        let mut wanted: BTreeSet<JobId> = stale.jobs.keys().copied().collect();
         if stale.all {
             wanted = workable(&mut reader, UnixSeconds(since)).await?.into_iter().collect();
             folded.jobs.retain(|id, _| wanted.contains(id));
@@ -134,10 +157,16 @@ impl Store {
             .await?;
         let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
         let mut fresh: BTreeMap<JobId, Arc<Job>> = BTreeMap::new();
-        for ids in ids.chunks(500) {
+        let (told, untold): (Vec<JobId>, Vec<JobId>) =
+            ids.into_iter().partition(|id| !stale.all && stale.jobs.get(id).is_some_and(Option::is_some));
+        for ids in untold.chunks(500) {
             for job in self.fold(&mut reader, ids).await? {
                 fresh.insert(job.id, Arc::new(job));
             }
+        }
+        let facts = told.iter().filter_map(|id| Some((*id, stale.jobs.get_mut(id)?.take()?))).collect();
+        for job in self.fold_told(&mut reader, &told, facts).await? {
+            fresh.insert(job.id, Arc::new(job));
         }
         for id in wanted {
             match fresh.remove(&id).filter(|job| is_live(job, since)) {

@@ -437,7 +437,7 @@ impl Model {
         }
         for job in reserved.difference(&kept) {
             match store.job(*job).await.unwrap() {
-                Some(_) => store.free(*job).await.unwrap(),
+                Some(_) => store.free(&[*job]).await.unwrap(),
                 None => store.withdraw(*job).await.unwrap(),
             }
         }
@@ -515,7 +515,7 @@ impl Model {
             }
             if earlier.len() >= ATTEMPTS_MAX && !matches!(duty, Duty::Release | Duty::Fail) {
                 store.record(job.id, &Work::Abandoned { at: now, reason: "refused".into() }).await.unwrap();
-                store.free(job.id).await.unwrap();
+                store.free(&[job.id]).await.unwrap();
                 continue;
             }
             intents.push(intent(format!("{}:{}:{}", duty.name(), job.id, earlier.len()), job.id, duty.name()));

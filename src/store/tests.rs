@@ -717,8 +717,8 @@ async fn a_choice_takes_a_slot_once() {
     assert!(!store.job(JobId(3)).await.unwrap().unwrap().chosen);
     assert_eq!(store.timeline(JobId(1)).await.unwrap().entries.len(), 3, "event, choice, transaction");
 
-    store.free(JobId(1)).await.unwrap();
-    store.free(JobId(1)).await.unwrap();
+    store.free(&[JobId(1)]).await.unwrap();
+    store.free(&[JobId(1)]).await.unwrap();
     assert_eq!(states(&store, 1, "claim").await, [IntentState::Dropped]);
     assert!(choose(&store, 3, 2).await, "the slot is free");
     assert!(store.adopt(JobId(1)).await.unwrap(), "what the chain gave us is ours even past the slots");
@@ -802,7 +802,7 @@ async fn a_freed_job_is_still_asked_for_its_money() {
     let (_file, store) = fresh().await;
     assert!(choose(&store, 1, 1).await);
     store.queue(&[Intent { kind: "release", ..intent("release:1:0", 1) }]).await.unwrap();
-    store.free(JobId(1)).await.unwrap();
+    store.free(&[JobId(1)]).await.unwrap();
     assert_eq!(store.reservations().await.unwrap(), [].into());
     assert_eq!(states(&store, 1, "claim").await, [IntentState::Dropped]);
     assert_eq!(states(&store, 1, "release").await, [IntentState::Queued]);
@@ -1510,7 +1510,7 @@ async fn the_load_is_what_was_chosen_and_not_freed() {
         .record(JobId(1), &Work::Inferred { at, commitment: COMMITMENT, output, transcript, order: None })
         .await
         .unwrap();
-    store.free(JobId(2)).await.unwrap();
+    store.free(&[JobId(2)]).await.unwrap();
     let left = Load { slots_taken: 2, queued_tokens: 8, held: 1, pending_claims: 1, chosen_last_hour: 3 };
     assert_eq!(load(&model, 1).await, left);
 }

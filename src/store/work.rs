@@ -89,13 +89,28 @@ impl Store {
         Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
     }
 
-    /// Frees the slot of `job` and drops its unsigned transactions, but not those that ask for our money or give the job up.
-    pub async fn free(&self, job: JobId) -> Result<()> {
+    /// Frees the slots of `jobs` and drops their unsigned transactions, but not those that ask for our money or give a job up.
+    pub async fn free(&self, jobs: &[JobId]) -> Result<()> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        free(&mut tx, job).await?;
+        free(&mut tx, jobs).await?;
         tx.commit().await?;
         self.wake();
         Ok(())
+    }
+
+    /// Returns those of `jobs` that the chain has.
+    pub async fn posted(&self, jobs: &[JobId]) -> Result<BTreeSet<JobId>> {
+        if jobs.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM job WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(serde_json::to_string(jobs)?)
+            .fetch_all(&self.readers)
+            .await?;
+        Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
     }
 
     /// Takes the choice of `job` back, whose posting is not on the chain any more, and frees its slot.
@@ -103,7 +118,7 @@ impl Store {
         let at = self.time().await?;
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         insert_work(&mut tx, job, &Work::Withdrawn { at }).await?;
-        free(&mut tx, job).await?;
+        free(&mut tx, &[job]).await?;
         tx.commit().await?;
         self.live.touch([job]);
         self.wake();
@@ -276,18 +291,19 @@ pub(super) async fn withdraw_queued(tx: &mut SqliteConnection, before: UnixSecon
     let at = UnixSeconds(at.unwrap_or(0) as u64);
     for job in &jobs {
         insert_work(tx, *job, &Work::Withdrawn { at }).await?;
-        free(tx, *job).await?;
     }
+    free(tx, &jobs).await?;
     Ok(jobs)
 }
 
-async fn free(tx: &mut SqliteConnection, job: JobId) -> Result<()> {
+async fn free(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<()> {
+    let jobs = serde_json::to_string(jobs)?;
     for statement in [
-        "DELETE FROM reservation WHERE job = ?",
+        "DELETE FROM reservation WHERE job IN (SELECT value FROM json_each(?))",
         "UPDATE tx_intent SET state = 'dropped', note = 'the job needs it no more'
-         WHERE job = ? AND state = 'queued' AND kind NOT IN ('release', 'fail')",
+         WHERE job IN (SELECT value FROM json_each(?)) AND state = 'queued' AND kind NOT IN ('release', 'fail')",
     ] {
-        sqlx::query(statement).bind(job.0 as i64).execute(&mut *tx).await?;
+        sqlx::query(statement).bind(&jobs).execute(&mut *tx).await?;
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Publishes our signed receipts and keeps those of others, once signature and chain agree.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tokio::time::timeout;
 
 use super::{LEASE_SECONDS, Pass, Task, conclude, sign_receipt};
@@ -15,6 +15,8 @@ use crate::market::receipt::SignedReceipt;
 use crate::p2p::{P2p, PeerId, Verdict};
 use crate::store::{PeerReceipt, Store};
 
+/// How long no peer is looked for after there was none.
+const ALONE: Duration = Duration::from_secs(1);
 /// How long a receipt may wait for our indexer to reach the block it speaks of.
 const CHAIN_WAIT: Duration = Duration::from_secs(8);
 
@@ -24,6 +26,8 @@ pub struct Announcer {
     pub store: Store,
     pub p2p: P2p,
     pub signer: Signer,
+    /// When a peer was last looked for in vain.
+    pub alone: Option<Instant>,
 }
 
 impl Task for Announcer {
@@ -34,6 +38,9 @@ impl Task for Announcer {
     /// # Errors
     /// If the store fails. Finding no peer is not an error here: it is tried again later.
     async fn pass(&mut self) -> Result<Pass> {
+        if self.alone.is_some_and(|since| since.elapsed() < ALONE) {
+            return Ok(Pass::Idle);
+        }
         let us = self.signer.address();
         let now = self.store.time().await?;
         let mut jobs = self.store.live_jobs().await?;
@@ -41,14 +48,20 @@ impl Task for Announcer {
         for job in jobs {
             let owed = job.next(us, now) == Next::Do(Duty::Announce);
             if owed && self.store.lease(job.id, Duty::Announce, LEASE_SECONDS).await? {
-                let announced = self.announce(&job).await;
-                if let Err(error) = announced {
-                    let reason = format!("{error:#}");
-                    tracing::debug!(job = %job.id, reason, "receipt not published yet");
-                    self.store.release(job.id, Duty::Announce, Some(&reason)).await?;
-                    continue;
+                match self.announce(&job).await {
+                    Ok(true) => return conclude(&self.store, job.id, Duty::Announce, Ok(())).await,
+                    Ok(false) => {
+                        tracing::debug!("no peer takes receipts: trying again later");
+                        self.alone = Some(Instant::now());
+                        self.store.put_back(job.id, Duty::Announce).await?;
+                        return Ok(Pass::Idle);
+                    }
+                    Err(error) => {
+                        let reason = format!("{error:#}");
+                        tracing::debug!(job = %job.id, reason, "receipt not published yet");
+                        self.store.release(job.id, Duty::Announce, Some(&reason)).await?;
+                    }
                 }
-                return conclude(&self.store, job.id, Duty::Announce, Ok(())).await;
             }
         }
         Ok(Pass::Idle)
@@ -56,15 +69,18 @@ impl Task for Announcer {
 }
 
 impl Announcer {
-    async fn announce(&self, job: &Job) -> Result<()> {
+    /// Returns whether a peer took the receipt.
+    async fn announce(&self, job: &Job) -> Result<bool> {
         let signed = sign_receipt(&self.chain, &self.signer, job).await?;
         let bytes = serde_json::to_vec(&signed).context("write the receipt")?;
-        ensure!(self.p2p.publish_receipt(bytes).await?, "no peer takes receipts");
+        if !self.p2p.publish_receipt(bytes).await? {
+            return Ok(false);
+        }
         failpoint::hit(Point::AfterAnnounce).await?;
         let at = self.store.time().await?;
         self.store.record(job.id, &Work::Announced { at }).await?;
         tracing::info!(job = %job.id, "published receipt");
-        Ok(())
+        Ok(true)
     }
 }
 

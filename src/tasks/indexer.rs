@@ -119,6 +119,7 @@ impl Indexer {
             return self.confirm().await;
         }
         let last = self.last_final(head.block.number).await?;
+        let began = Instant::now();
         let range = match last {
             // What is proven in one step needs no detour.
             Some(last)
@@ -128,7 +129,10 @@ impl Indexer {
             }
             _ => self.proven(from, head.block.number.min(from + self.settings.blocks_per_step - 1)).await?,
         };
+        let read = began.elapsed();
         let extended = self.store.extend(&range).await?;
+        let (blocks, logs, stored) = (range.headers.len(), extended.logs, began.elapsed() - read);
+        tracing::debug!(from, blocks, logs, ?read, ?stored, "followed the chain");
         self.note(&range);
         self.metrics.logs.inc_by(extended.logs as u64);
         self.metrics.undecoded_logs.inc_by(extended.undecoded.len() as u64);

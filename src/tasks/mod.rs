@@ -276,7 +276,7 @@ async fn abandon(store: &Store, job: JobId, reason: String) -> anyhow::Result<()
     tracing::error!(%job, reason, "abandoned job");
     let at = store.time().await?;
     store.record(job, &Work::Abandoned { at, reason }).await?;
-    store.free(job).await
+    store.free(&[job]).await
 }
 
 /// Returns our signed receipt of a job we inferred.

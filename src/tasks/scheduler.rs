@@ -56,15 +56,22 @@ impl Task for Scheduler {
         let jobs = self.store.live_jobs().await?;
         let now = self.store.time().await?;
         let mut reserved = self.store.reservations().await?;
-        self.keep_slots(&jobs, now, &mut reserved).await?;
+        // First what others may take meanwhile.
+        if self.health.is_well(INDEXER) && self.guard.refusal().is_none() {
+            self.choose(&jobs, now).await?;
+        }
+        let freed = self.keep_slots(&jobs, now, &mut reserved).await?;
         for job in self.store.withdraw_queued(UnixSeconds(clock().0.saturating_sub(CLAIM_AGE_MAX_SECONDS))).await? {
             tracing::info!(%job, "its claim waited too long to be signed: judged anew");
-            reserved.remove(&job);
         }
-        self.metrics.reservations.set(reserved.len() as i64);
-        if !self.health.is_well(INDEXER) || self.guard.refusal().is_some() {
-            return Ok(Pass::Idle);
-        }
+        self.metrics.reservations.set(self.store.reservations().await?.len() as i64);
+        Ok(if freed { Pass::Again } else { Pass::Idle })
+    }
+}
+
+impl Scheduler {
+    /// Decides on what is posted, as many at once as it takes to have the first claims under way while the last are decided.
+    async fn choose(&mut self, jobs: &[Arc<Job>], now: UnixSeconds) -> Result<()> {
         let open: Vec<&Arc<Job>> =
             jobs.iter().filter(|job| job.next(self.us, now) == Next::Do(Duty::Consider)).collect();
         let known: BTreeSet<JobId> = open.iter().map(|job| job.id).collect();
@@ -79,16 +86,13 @@ impl Task for Scheduler {
                 let chosen = self.store.choose(&choices, self.slots).await?;
                 failpoint::hit(Point::AfterChoose).await?;
                 tracing::info!(jobs = ?chosen.iter().map(|job| job.0).collect::<Vec<_>>(), "chose jobs");
-                reserved.extend(chosen);
             }
         }
-        Ok(Pass::Idle)
+        Ok(())
     }
-}
 
-impl Scheduler {
-    /// Slots follow the chain: jobs that are ours have one, finished and lost ones give theirs back.
-    async fn keep_slots(&self, jobs: &[Arc<Job>], now: UnixSeconds, reserved: &mut BTreeSet<JobId>) -> Result<()> {
+    /// Slots follow the chain: jobs that are ours have one, finished and lost ones give theirs back. Returns whether any did.
+    async fn keep_slots(&self, jobs: &[Arc<Job>], now: UnixSeconds, reserved: &mut BTreeSet<JobId>) -> Result<bool> {
         let hoping: Vec<JobId> = jobs
             .iter()
             .filter(|job| job.state == State::Posted && job.chosen && !job.claim_failed)
@@ -124,17 +128,17 @@ impl Scheduler {
                 reserved.insert(job.id);
             }
         }
-        for job in reserved.difference(&kept).copied().collect::<Vec<_>>() {
-            match self.store.job(job).await? {
-                Some(_) => self.store.free(job).await?,
-                None => {
-                    tracing::warn!(%job, "a reorg took the posting of a chosen job");
-                    self.store.withdraw(job).await?;
-                }
-            }
-            reserved.remove(&job);
+        let over: Vec<JobId> = reserved.difference(&kept).copied().collect();
+        let (over, gone): (Vec<JobId>, Vec<JobId>) = {
+            let posted = self.store.posted(&over).await?;
+            over.into_iter().partition(|job| posted.contains(job))
+        };
+        for job in &gone {
+            tracing::warn!(%job, "a reorg took the posting of a chosen job");
+            self.store.withdraw(*job).await?;
         }
-        Ok(())
+        self.store.free(&over).await?;
+        Ok(!over.is_empty() || !gone.is_empty())
     }
 
     /// Returns whether a job that is ours has no result yet and too little time for what comes after one.

@@ -230,6 +230,7 @@ impl Submitter {
         for due in due.chunks(PER_REQUEST) {
             let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
             failpoint::hit(Point::BeforeSend).await?;
+            let began = Instant::now();
             let said = match self.chain.send(&raw).await {
                 Ok(said) => said,
                 Err(error) => {
@@ -238,6 +239,7 @@ impl Submitter {
                 }
             };
             failpoint::hit(Point::AfterSend).await?;
+            tracing::debug!(transactions = raw.len(), took = ?began.elapsed(), "sent");
             for ((intent, attempt), said) in due.iter().zip(said) {
                 self.note(intent, attempt.hash, &said);
                 if said == Sent::Accepted && !attempt.sent {
