@@ -302,12 +302,7 @@ impl Span {
     async fn transactions(&self, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
         let hour_ago = self.now - 3600;
         let oldest = self.since.min(hour_ago);
-        let before: Option<i64> = sqlx::query_scalar(
-            "SELECT number FROM block WHERE canonical = 1 AND time <= ? ORDER BY number DESC LIMIT 1",
-        )
-        .bind(oldest)
-        .fetch_optional(&mut *tx)
-        .await?;
+        let before = last_block(tx, oldest).await?;
         // A block whose header was dropped is as old as the next one known, or older.
         let rows = sqlx::query(
             "SELECT * FROM (
@@ -387,32 +382,45 @@ impl Span {
         }
         ended.sort_unstable_by_key(|(order, _)| std::cmp::Reverse(*order));
         history.ended = ended.into_iter().map(|(_, ended)| ended).collect();
-        // A job that was claimed before the operator resumed may end badly afterwards.
+        // A job that was claimed before the operator resumed may end badly afterwards. The arbiter gives back the money of one that was
+        // completed long after its deadline: that counts from when it does.
+        let bound = self.since.max(self.time);
         let rows = sqlx::query(
-            "SELECT id, state, deadline,
+            "SELECT id, deadline,
                     (SELECT max(time) FROM log JOIN block ON block.seq = log.block
-                     WHERE log.job = job.id AND kind = 'PaymentRefunded' AND canonical = 1)
-             FROM job WHERE host = ?1 AND deadline > ?3
-                 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))",
+                     WHERE log.job = job.id AND kind = 'PaymentRefunded' AND canonical = 1),
+                    EXISTS (SELECT 1 FROM log JOIN block ON block.seq = log.block
+                            WHERE log.job = job.id AND kind = 'JobCompleted' AND canonical = 1)
+             FROM job WHERE host = ?1 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))
+                 AND id IN (SELECT id FROM job WHERE host = ?1 AND deadline > ?3 AND deadline <= ?2
+                            UNION SELECT job FROM block JOIN log ON log.block = block.seq
+                                  WHERE canonical = 1 AND number > ?4 AND kind = 'PaymentRefunded')",
         )
         .bind(&self.us)
         .bind(self.now)
-        .bind(self.since.max(self.time))
+        .bind(bound)
+        .bind(last_block(tx, bound).await?.unwrap_or(-1))
         .fetch_all(tx)
         .await?;
         for row in &rows {
-            let (deadline, refunded): (i64, Option<i64>) = (row.get(2), row.get(3));
+            let (deadline, refunded, completed): (i64, Option<i64>, bool) = (row.get(1), row.get(2), row.get(3));
             let (fault, at) = match refunded {
-                Some(time) if time < deadline => (Fault::Refunded, time),
+                Some(time) if completed || time < deadline => (Fault::Refunded, time),
                 _ => (Fault::Expired, deadline),
             };
-            if at > self.since && at > self.time {
+            if at > bound {
                 let job = Some(JobId(row.get::<i64, _>(0) as u64));
                 history.failures.push(Failure { fault, job, at: UnixSeconds(at as u64) });
             }
         }
         Ok(())
     }
+}
+
+/// Returns the newest canonical block stored that was made at `time` or before.
+async fn last_block(connection: &mut SqliteConnection, time: i64) -> Result<Option<i64>> {
+    let block = "SELECT number FROM block WHERE canonical = 1 AND time <= ? ORDER BY number DESC LIMIT 1";
+    Ok(sqlx::query_scalar(block).bind(time).fetch_optional(connection).await?)
 }
 
 async fn holds(connection: &mut SqliteConnection) -> Result<Vec<Hold>> {

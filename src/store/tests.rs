@@ -1389,6 +1389,26 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
 }
 
 #[tokio::test]
+async fn a_job_that_the_arbiter_refunds_after_its_deadline_is_a_failure_of_that_day() {
+    use crate::market::breaker::{Failure, Fault};
+    let (_file, store) = fresh().await;
+    let done: &[Says] = &[[CLAIMED, 1], [COMMITTED, 1], [COMPLETED, 1], [CLAIMED, 2]];
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2]], done, &[], &[[REFUNDED, 1], [REFUNDED, 2]]]))
+        .await
+        .unwrap();
+    // Blocks are ten seconds apart, the last is of second 1030.
+    sqlx::query("UPDATE job SET deadline = 1015").execute(&store.writer).await.unwrap();
+    let failures = async |since| store.breaker_history(US, UnixSeconds(since), 300, 10).await.unwrap().failures;
+    let failed = |job, fault, at| Failure { fault, job: Some(JobId(job)), at: UnixSeconds(at) };
+    let refunded = failed(1, Fault::Refunded, 1030);
+    assert_eq!(failures(1020).await, [refunded], "nobody completed the other, which ended at its deadline");
+    assert_eq!(failures(1010).await, [refunded, failed(2, Fault::Expired, 1015)]);
+    assert_eq!(failures(1030).await, []);
+    store.resume().await.unwrap();
+    assert_eq!(failures(1010).await, [], "the operator has seen it");
+}
+
+#[tokio::test]
 async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
     use crate::market::ledger::{By, Fate, Ledger, Movement, Why};
     let (_file, store) = fresh().await;
