@@ -258,7 +258,7 @@ impl Store {
     }
 
     /// Returns what happened to host `us` since the operator last resumed, as far as the breaker looks: failures since `since`, gas
-    /// of the last hour, and the `jobs_max` jobs of the latest deadlines that ended. `fee_bps` is the fee that a job not paid out would have cost.
+    /// of the last hour, and the `jobs_max` jobs that ended last. `fee_bps` is the fee that a job not paid out would have cost.
     pub async fn breaker_history(
         &self,
         us: Address,
@@ -360,18 +360,33 @@ impl Span {
     }
 
     async fn jobs_ended(&self, tx: &mut SqliteConnection, history: &mut History, fee_bps: u16, max: u32) -> Result<()> {
-        // Those that this host has or had on chain, and those that it gave back.
-        let had = "SELECT deadline, id, token, payment, iif(state = 'released', paid, '0') FROM job
-             WHERE host = ?1 AND posted_block > ?2
-                 AND (state IN ('released', 'refunded') OR (state IN ('claimed', 'committed') AND deadline <= ?3))
-             ORDER BY deadline DESC LIMIT ?4";
-        let gave_back = "SELECT DISTINCT deadline, id, token, payment, '0' FROM work JOIN job ON job.id = work.job
+        // Those that this host has or had on chain: a job ends when its money goes, else at its deadline. To look when each of them
+        // ended would take longer with every job: of the older ones those of the latest deadlines and those claimed last are looked at.
+        let had = "WITH over AS NOT MATERIALIZED (
+                 SELECT id, deadline, token, payment, iif(state = 'released', paid, '0') AS got FROM job
+                 WHERE host = ?1 AND posted_block > ?2
+                     AND (state IN ('released', 'refunded') OR (state IN ('claimed', 'committed') AND deadline <= ?3))),
+             newest AS (
+                 SELECT log.job AS id FROM block JOIN log ON log.block = block.seq
+                 WHERE canonical = 1 AND number > ?5 AND kind IN ('PaymentReleased', 'PaymentRefunded')
+                 UNION SELECT id FROM (SELECT id FROM over ORDER BY deadline DESC LIMIT ?4)
+                 UNION SELECT id FROM (SELECT over.id FROM tx_intent CROSS JOIN over ON over.id = tx_intent.job
+                                       WHERE kind = 'claim' AND state = 'mined' AND signer = ?1
+                                       ORDER BY tx_intent.id DESC LIMIT ?4))
+             SELECT coalesce((SELECT max(time) FROM log JOIN block ON block.seq = log.block
+                              WHERE log.job = over.id AND canonical = 1 AND kind IN ('PaymentReleased', 'PaymentRefunded')),
+                             deadline) AS ended, id, token, payment, got
+             FROM over JOIN newest USING (id) ORDER BY ended DESC, id DESC LIMIT ?4";
+        // And those that it gave back, which ended for it when it did.
+        let gave_back = "SELECT max(work.at) AS ended, id, token, payment, '0' FROM work JOIN job ON job.id = work.job
              WHERE did = 'Abandoned' AND host IS NOT ?1 AND posted_block > ?2
                  AND EXISTS (SELECT 1 FROM tx_intent WHERE job = work.job AND kind = 'claim' AND state = 'mined' AND signer = ?1)
-             ORDER BY deadline DESC LIMIT ?4";
+             GROUP BY id ORDER BY ended DESC, id DESC LIMIT ?4";
+        let bound = self.since.max(self.time);
+        let before = last_block(tx, bound).await?.unwrap_or(-1);
         let mut ended: Vec<((i64, i64), Ended)> = Vec::new();
         for query in [had, gave_back] {
-            let query = sqlx::query(query).bind(&self.us).bind(self.block).bind(self.now).bind(max);
+            let query = sqlx::query(query).bind(&self.us).bind(self.block).bind(self.now).bind(max).bind(before);
             for row in &query.fetch_all(&mut *tx).await? {
                 let expected = breaker::expected(amount(row, 3)?, fee_bps);
                 ended.push((
@@ -384,7 +399,6 @@ impl Span {
         history.ended = ended.into_iter().map(|(_, ended)| ended).collect();
         // A job that was claimed before the operator resumed may end badly afterwards. The arbiter gives back the money of one that was
         // completed long after its deadline: that counts from when it does.
-        let bound = self.since.max(self.time);
         let rows = sqlx::query(
             "SELECT id, deadline,
                     (SELECT max(time) FROM log JOIN block ON block.seq = log.block
@@ -399,7 +413,7 @@ impl Span {
         .bind(&self.us)
         .bind(self.now)
         .bind(bound)
-        .bind(last_block(tx, bound).await?.unwrap_or(-1))
+        .bind(before)
         .fetch_all(tx)
         .await?;
         for row in &rows {

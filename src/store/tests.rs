@@ -1358,7 +1358,7 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     assert_eq!(found, expected);
     assert_eq!(history.gas_wei, U256::from(5 * 71));
     let real: Vec<U256> = history.ended.iter().map(|ended| ended.real).collect();
-    assert_eq!(real, [U256::from(97), U256::ZERO], "job 4 was paid, job 1 was not");
+    assert_eq!(real, [U256::ZERO, U256::from(97)], "job 4 was paid, and then job 1 was not");
 
     // A job of ours that we gave back, and another host has.
     let reopened = after(blocks.last(), 0, &[[TERMS, 7], [CLAIMED_BY_RIVAL, 7]]);
@@ -1366,7 +1366,7 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     mine(&store, "claim:7", 7, "claim", reopened.0.block, true).await;
     store.record(JobId(7), &Work::Abandoned { at, reason: "the model failed".into() }).await.unwrap();
     let history = store.breaker_history(US, since, 300, 10).await.unwrap();
-    assert_eq!(history.ended.iter().map(|ended| ended.real).collect::<Vec<_>>(), [0, 97, 0].map(U256::from));
+    assert_eq!(history.ended.iter().map(|ended| ended.real).collect::<Vec<_>>(), [0, 0, 97].map(U256::from));
     assert!(history.failures.iter().any(|it| (it.job, it.fault) == (Some(JobId(7)), Fault::Abandoned)));
     let now = store.time().await.unwrap();
     sqlx::query("UPDATE job SET deadline = ? WHERE id = 3").bind(now.0 as i64).execute(&store.writer).await.unwrap();
@@ -1406,6 +1406,24 @@ async fn a_job_that_the_arbiter_refunds_after_its_deadline_is_a_failure_of_that_
     assert_eq!(failures(1030).await, []);
     store.resume().await.unwrap();
     assert_eq!(failures(1010).await, [], "the operator has seen it");
+}
+
+#[tokio::test]
+async fn the_jobs_that_ended_last_are_not_those_of_the_latest_deadlines() {
+    let (_file, store) = fresh().await;
+    let paid: &[Says] = &[[CLAIMED, 1], [COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1], [CLAIMED, 2], [CLAIMED, 3]];
+    let blocks = chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], paid, &[], &[[REFUNDED, 2]]]);
+    extend(&store, &blocks).await.unwrap();
+    sqlx::query("UPDATE job SET deadline = 1020 WHERE id <> 1").execute(&store.writer).await.unwrap();
+    let brought = async |since, jobs_max| {
+        let history = store.breaker_history(US, UnixSeconds(since), 300, jobs_max).await.unwrap();
+        history.ended.iter().map(|ended| u64::try_from(ended.real).expect("small")).collect::<Vec<_>>()
+    };
+    // Job 1 was paid long before its deadline, then job 3 met its own, then job 2 was refunded.
+    assert_eq!(brought(0, 10).await, [0, 0, 97]);
+    assert_eq!(brought(0, 1).await, [0], "the last one");
+    mine(&store, "claim:3", 3, "claim", blocks[1].0.block, true).await;
+    assert_eq!(brought(1030, 1).await, [0], "also where it ended long ago");
 }
 
 #[tokio::test]
