@@ -367,7 +367,7 @@ impl Span {
                  WHERE host = ?1 AND posted_block > ?2
                      AND (state IN ('released', 'refunded') OR (state IN ('claimed', 'committed') AND deadline <= ?3))),
              newest AS (
-                 SELECT log.job AS id FROM block JOIN log ON log.block = block.seq
+                 SELECT log.job AS id FROM block CROSS JOIN log ON log.block = block.seq
                  WHERE canonical = 1 AND number > ?5 AND kind IN ('PaymentReleased', 'PaymentRefunded')
                  UNION SELECT id FROM (SELECT id FROM over ORDER BY deadline DESC LIMIT ?4)
                  UNION SELECT id FROM (SELECT over.id FROM tx_intent CROSS JOIN over ON over.id = tx_intent.job
@@ -376,7 +376,7 @@ impl Span {
              SELECT coalesce((SELECT max(time) FROM log JOIN block ON block.seq = log.block
                               WHERE log.job = over.id AND canonical = 1 AND kind IN ('PaymentReleased', 'PaymentRefunded')),
                              deadline) AS ended, id, token, payment, got
-             FROM over JOIN newest USING (id) ORDER BY ended DESC, id DESC LIMIT ?4";
+             FROM newest CROSS JOIN over USING (id) ORDER BY ended DESC, id DESC LIMIT ?4";
         // And those that it gave back, which ended for it when it did.
         let gave_back = "SELECT max(work.at) AS ended, id, token, payment, '0' FROM work JOIN job ON job.id = work.job
              WHERE did = 'Abandoned' AND host IS NOT ?1 AND posted_block > ?2
@@ -400,15 +400,17 @@ impl Span {
         // A job that was claimed before the operator resumed may end badly afterwards. The arbiter gives back the money of one that was
         // completed long after its deadline: that counts from when it does.
         let rows = sqlx::query(
-            "SELECT id, deadline,
+            "WITH lately AS (
+                 SELECT id FROM job WHERE host = ?1 AND deadline > ?3 AND deadline <= ?2
+                 UNION SELECT log.job FROM block CROSS JOIN log ON log.block = block.seq
+                 WHERE canonical = 1 AND number > ?4 AND kind = 'PaymentRefunded')
+             SELECT id, deadline,
                     (SELECT max(time) FROM log JOIN block ON block.seq = log.block
                      WHERE log.job = job.id AND kind = 'PaymentRefunded' AND canonical = 1),
                     EXISTS (SELECT 1 FROM log JOIN block ON block.seq = log.block
                             WHERE log.job = job.id AND kind = 'JobCompleted' AND canonical = 1)
-             FROM job WHERE host = ?1 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))
-                 AND id IN (SELECT id FROM job WHERE host = ?1 AND deadline > ?3 AND deadline <= ?2
-                            UNION SELECT job FROM block JOIN log ON log.block = block.seq
-                                  WHERE canonical = 1 AND number > ?4 AND kind = 'PaymentRefunded')",
+             FROM lately CROSS JOIN job USING (id)
+             WHERE host = ?1 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))",
         )
         .bind(&self.us)
         .bind(self.now)
