@@ -279,7 +279,7 @@ impl Store {
             (span.block, span.time, span.work) = (block, time, work);
         }
         let mut history = History::default();
-        span.transactions(&mut tx, &mut history).await?;
+        span.transactions(self, &mut tx, &mut history).await?;
         span.jobs_given_up(&mut tx, &mut history).await?;
         span.jobs_ended(&mut tx, &mut history, fee_bps, jobs_max).await?;
         Ok(history)
@@ -299,7 +299,7 @@ struct Span {
 }
 
 impl Span {
-    async fn transactions(&self, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
+    async fn transactions(&self, store: &Store, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
         let hour_ago = self.now - 3600;
         let oldest = self.since.min(hour_ago);
         let before = last_block(tx, oldest).await?;
@@ -308,8 +308,8 @@ impl Span {
             "SELECT * FROM (
                  SELECT coalesce((SELECT time FROM block WHERE canonical = 1 AND number >= block_number ORDER BY number LIMIT 1), ?1)
                             AS time,
-                        gas_used, gas_price, l1_fee, success, i.job,
-                        i.kind = 'claim' AND EXISTS (SELECT 1 FROM job WHERE id = i.job AND state <> 'posted' AND host IS NOT ?2)
+                        gas_used, gas_price, l1_fee, success, i.job, i.kind, block_number,
+                        EXISTS (SELECT 1 FROM job WHERE id = i.job AND state = 'released')
                  FROM tx_receipt r JOIN tx_attempt a ON a.hash = r.hash JOIN tx_intent i ON i.id = a.intent
                  WHERE block_number > ?3 AND signer = ?2)
              WHERE time > ?4",
@@ -318,17 +318,28 @@ impl Span {
         .bind(&self.us)
         .bind(self.block.max(before.unwrap_or(-1)))
         .bind(oldest)
-        .fetch_all(tx)
+        .fetch_all(&mut *tx)
         .await?;
+        let job = |row: &SqliteRow| row.get::<Option<i64>, _>(5).map(|job| JobId(job as u64));
+        let failed = |row: &&SqliteRow| !row.get::<bool, _>(4) && row.get::<i64, _>(0) > self.since;
+        let jobs: Vec<JobId> = rows.iter().filter(failed).filter_map(job).collect();
+        let taken = store.taken(tx, Address::from_slice(&self.us), &jobs).await?;
         for row in &rows {
             let at: i64 = row.get(0);
             if at > hour_ago {
                 let gas = amount(row, 2)?.saturating_mul(U256::from(row.get::<i64, _>(1) as u64));
                 history.gas_wei = history.gas_wei.saturating_add(gas).saturating_add(amount(row, 3)?);
             }
-            let (success, lost): (bool, bool) = (row.get(4), row.get(6));
-            if !success && !lost && at > self.since {
-                let job = row.get::<Option<i64>, _>(5).map(|job| JobId(job as u64));
+            let (job, block) = (job(row), row.get::<i64, _>(7) as u64);
+            let faster = match row.get(6) {
+                "claim" => {
+                    job.and_then(|job| taken.get(&job)).is_some_and(|of| of.iter().any(|it| it.contains(&block)))
+                }
+                // Anyone may ask for the payment of a job: it came all the same.
+                "release" => row.get(8),
+                _ => false,
+            };
+            if failed(&row) && !faster {
                 history.failures.push(Failure { fault: Fault::Reverted, job, at: UnixSeconds(at as u64) });
             }
         }

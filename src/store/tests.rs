@@ -43,6 +43,7 @@ const KINDS: u8 = 9;
 const LOCKED: u8 = 10;
 const FEE: u8 = 11;
 const RANKED: u8 = 12;
+const REOPENED: u8 = 13;
 const NONSENSE: u8 = 0xff;
 
 fn read(log: &RawLog) -> Result<Event> {
@@ -58,6 +59,7 @@ fn read(log: &RawLog) -> Result<Event> {
         REFUNDED => Event::PaymentRefunded { job, renter: Address::ZERO, amount: U256::from(100) },
         LOCKED => Event::EscrowCreated { job, amount: U256::MAX, token: Address::ZERO },
         FEE => Event::Noted { name: "FeeChanged", job: None },
+        REOPENED => Event::JobReopened { job, controller: RIVAL },
         RANKED => Event::ReputationUpdated { host: US, score: 1 },
         NOTED => Event::Noted { name: "JobPosted", job: Some(job) },
         other => bail!("no event {other}"),
@@ -1386,6 +1388,35 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     assert_eq!(history.failures.iter().map(|it| it.fault).collect::<Vec<_>>(), [Fault::Reverted]);
     assert_eq!(history.gas_wei, U256::from(71));
     assert_eq!(store.breaker_history(RIVAL, since, 300, 10).await.unwrap().gas_wei, U256::ZERO, "not its gas");
+}
+
+#[tokio::test]
+async fn a_race_that_was_lost_stays_lost_when_the_winner_gives_the_job_back() {
+    use crate::market::breaker::Fault;
+    use crate::market::ledger::{By, Fate, Ledger};
+    let (_file, store) = fresh().await;
+    let won: &[Says] = &[[CLAIMED_BY_RIVAL, 1], [CLAIMED, 2], [COMMITTED, 2], [COMPLETED, 2]];
+    let given_back: &[Says] = &[[REOPENED, 1], [RELEASED, 2], [CLAIMED_BY_RIVAL, 3]];
+    let blocks = chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], won, given_back, &[]]);
+    extend(&store, &blocks).await.unwrap();
+    let block = |place: usize| blocks[place].0.block;
+    mine(&store, "claim:1", 1, "claim", block(1), false).await;
+    mine(&store, "release:2", 2, "release", block(2), false).await;
+    // Of what came before a rival, or after it gave the job back, it is not the cause.
+    mine(&store, "claim:3", 3, "claim", block(1), false).await;
+    mine(&store, "claim:1:again", 1, "claim", block(3), false).await;
+    let failures = async || {
+        let history = store.breaker_history(US, UnixSeconds(0), 300, 10).await.unwrap();
+        history.failures.iter().map(|it| (it.job.expect("a job").0, it.fault, it.at.0)).collect::<Vec<_>>()
+    };
+    assert_eq!(failures().await, [(3, Fault::Reverted, 1010), (1, Fault::Reverted, 1030)]);
+    let (jobs, spent) = (store.accounts(US).await.unwrap(), store.spent(US).await.unwrap());
+    let ledger = Ledger::of(US, UnixSeconds(0), &jobs, &spent, By::Job);
+    let claims = &ledger.kinds["claim"];
+    assert_eq!([Fate::LostRace, Fate::Reverted].map(|fate| claims[&fate].transactions), [1, 2]);
+    store.rewind(block(0).number).await.unwrap();
+    extend(&store, &[after(blocks.first(), 1, &[])]).await.unwrap();
+    assert_eq!(failures().await, [], "nothing of it happened");
 }
 
 #[tokio::test]
