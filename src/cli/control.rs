@@ -2,13 +2,14 @@
 //!
 //! Each writes a row beside the node, which sees it at its next look; none needs the node to run, and none asks the chain.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use super::history::{existing, open};
-use super::{Fault, Global, configuration, plain, print_json, say};
+use super::{Fault, Global, configuration, may_run, node_file, plain, print_json, say};
 use crate::config::Config;
 use crate::market::job::{Job, Next, Outcome};
 use crate::market::types::{Address, JobId};
@@ -112,7 +113,7 @@ pub async fn drain(global: &Global, arguments: &DrainArguments) -> Result<()> {
         None => hold(global, &store, HoldKind::Draining, &arguments.reason).await?,
         Some(us) => {
             store.hold(HoldKind::Draining, &arguments.reason).await?;
-            wait(&store, &config, us).await?;
+            wait(&store, &node_file(&config), us).await?;
             match global.json {
                 true => print_json(&json!({ "owed": 0 }))?,
                 false => say("nothing is owed: the node may be stopped")?,
@@ -123,17 +124,25 @@ pub async fn drain(global: &Global, arguments: &DrainArguments) -> Result<()> {
     Ok(())
 }
 
-/// Waits until nothing is owed, and shows how much still is.
-async fn wait(store: &Store, config: &Config, us: Address) -> Result<()> {
+/// Waits until nothing is owed, and shows how much still is. `node` is the file of the node that is to see to it.
+///
+/// # Errors
+/// If no node runs, or the host no longer drains: then what is owed never becomes less.
+async fn wait(store: &Store, node: &Path, us: Address) -> Result<()> {
     let bar = super::run::progress("done of what is owed");
     let mut most = 0;
     loop {
         let owed = owed(store, us).await?;
+        if !store.holds().await?.iter().any(|hold| hold.kind == HoldKind::Draining) {
+            bail!(
+                "the host drains no more, `fabstir resume` lifted it: it claims again, and {owed} jobs and transactions are open"
+            );
+        }
         if owed == 0 {
             bar.finish_and_clear();
             return Ok(());
         }
-        if !config.data_dir.join("node.json").exists() {
+        if !may_run(node) {
             bail!(
                 "{owed} jobs and transactions are open, and no node runs that would finish them: start it, then drain"
             );
@@ -221,5 +230,47 @@ fn describe(job: &Job, next: Next) -> String {
             };
             format!("{name}, {how}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::Intent;
+
+    #[tokio::test]
+    async fn a_drain_waits_for_a_node_that_lives_and_while_it_holds() -> Result<()> {
+        let (folder, us) = (tempfile::tempdir()?, Address::repeat_byte(1));
+        let read = |_: &crate::market::event::RawLog| bail!("no log is read here");
+        let store = Store::open(&folder.path().join("node.sqlite"), 1, Address::ZERO, Arc::new(read)).await?;
+        let owed = Intent {
+            key: "release:1".into(),
+            job: Some(JobId(1)),
+            kind: "release",
+            target: Address::ZERO,
+            data: Default::default(),
+            signer: us,
+            gas: None,
+            cost_max: None,
+        };
+        store.queue(&[owed]).await?;
+        store.hold(HoldKind::Draining, "a test").await?;
+        let node = folder.path().join("node.json");
+        let refused = async || format!("{:#}", wait(&store, &node, us).await.expect_err("it never ends"));
+        assert!(refused().await.contains("1 jobs and transactions are open, and no node runs"));
+        // What a node leaves that was killed: a file with the number of a process that is gone.
+        let mut gone = std::process::Command::new("true").spawn()?;
+        gone.wait()?;
+        std::fs::write(&node, json!({ "pid": gone.id() }).to_string())?;
+        assert!(refused().await.contains("no node runs"));
+        std::fs::write(&node, json!({ "pid": std::process::id() }).to_string())?;
+        store.lift(HoldKind::Draining).await?;
+        assert!(refused().await.contains("drains no more"));
+        store.hold(HoldKind::Draining, "a test").await?;
+        let (waited, dropped) = tokio::join!(wait(&store, &node, us), store.drop_intent(1, "done"));
+        dropped?;
+        waited
     }
 }

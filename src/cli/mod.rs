@@ -21,11 +21,13 @@ mod tx;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
@@ -278,9 +280,24 @@ fn configuration(global: &Global) -> Result<Config> {
     Config::load(&global.config).map_err(|error| Fault::Usage.of(error))
 }
 
+/// Where a running node writes who and where it is, for other programs of this machine.
+fn node_file(config: &Config) -> PathBuf {
+    config.data_dir.join("node.json")
+}
+
+/// Returns whether the node that wrote `file` may still run. A node that was killed leaves its file and no process; a file that names
+/// none proves nothing.
+fn may_run(file: &Path) -> bool {
+    let Ok(text) = std::fs::read(file) else { return file.exists() };
+    let told: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let pid = told["pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    // A process that is not ours to signal lives, too.
+    pid.is_none_or(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+}
+
 /// Fails while a node works with the same data: its account has one sender, and its file one writer.
 fn refuse_while_running(config: &Config) -> Result<()> {
-    let running = config.data_dir.join("node.json");
+    let running = node_file(config);
     if !running.exists() {
         return Ok(());
     }
