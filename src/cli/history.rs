@@ -57,8 +57,12 @@ pub fn existing(config: &Config) -> Result<PathBuf> {
 }
 
 /// Opens the configured database, which must exist; the endpoint is not asked.
+///
+/// # Errors
+/// As [`Store::open`]; and if a node runs whose file would be migrated.
 pub async fn open(config: &Config) -> Result<Store> {
     let path = existing(config)?;
+    super::refuse_to_migrate(config).await?;
     Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(config.contracts.decoder())).await
 }
 

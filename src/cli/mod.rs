@@ -31,6 +31,7 @@ use rustix::process::{Pid, test_kill_process};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
+use crate::store::Store;
 
 /// The on-chain-first host node of the Fabstir LLM marketplace.
 #[derive(Debug, Parser)]
@@ -303,6 +304,21 @@ fn refuse_while_running(config: &Config) -> Result<()> {
     }
     Err(Fault::Usage
         .of(anyhow::anyhow!("the node runs: stop it first (or remove {}, if it is gone)", running.display())))
+}
+
+/// Fails where opening the database would change its format under a node that runs with it: the older program of that node could not
+/// read it any more. Only `fabstir run` brings a file to a new format while `node.json` names a process.
+async fn refuse_to_migrate(config: &Config) -> Result<()> {
+    let path = config.database();
+    if path.exists() && may_run(&node_file(config)) && Store::is_older(&path).await? {
+        let (path, running) = (path.display(), node_file(config));
+        return Err(Fault::Usage.of(anyhow::anyhow!(
+            "{path} is of an older program than this one, and a node runs with it: restart the node first, with this program (or \
+             remove {}, if it is gone)",
+            running.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Nobody reads our output any more, as after `fabstir events | head`: no failure, only the end.

@@ -646,6 +646,7 @@ async fn a_file_is_migrated_from_wherever_that_stopped() {
     };
     let (_file, fresh) = fresh().await;
     let expected = tables(&fresh).await;
+    let newest = migrations.iter().map(|migration| migration.version).max().expect("there are some");
     for stopped in migrations.iter().map(|migration| migration.version) {
         let file = File::new();
         let options =
@@ -661,7 +662,10 @@ async fn a_file_is_migrated_from_wherever_that_stopped() {
             sqlx::query(row).bind(US.as_slice()).execute(&old).await.unwrap();
         }
         old.close().await;
+        let path = file.0.path().join("fabstir.sqlite");
+        assert_eq!(Store::is_older(&path).await.unwrap(), stopped < newest, "format {stopped}");
         let store = file.open().await;
+        assert!(!Store::is_older(&path).await.unwrap(), "it was migrated");
         assert!(tables(&store).await == expected, "from format {stopped}");
         let kept = store.signed_intents(US).await.unwrap();
         assert_eq!((kept.len(), kept[0].nonce, kept[0].attempts.len()), (1, Some(7), 1), "from format {stopped}");
