@@ -1,6 +1,6 @@
 //! What the account's books are made of: its mined transactions, its jobs, and what the escrow paid it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use anyhow::Result;
@@ -10,7 +10,7 @@ use super::{SqliteRow, Store, amount, raw_log};
 use crate::market::event::Event;
 use crate::market::job::{Job, State};
 use crate::market::ledger::{Account, Movement, Spent, Why, taken};
-use crate::market::types::{Address, JobId, U256};
+use crate::market::types::{Address, B256, JobId, U256};
 
 /// Jobs folded at once.
 const JOBS_PER_STEP: usize = 500;
@@ -59,6 +59,19 @@ impl Store {
             accounts.extend(jobs.iter().map(|job| account(job, taken.remove(&job.id).unwrap_or_default())));
         }
         Ok(accounts)
+    }
+
+    /// Returns which of these transactions were signed by the node of this file, whatever it knows of what became of them.
+    pub async fn signed_here(&self, hashes: &[B256]) -> Result<BTreeSet<B256>> {
+        let mut signed = BTreeSet::new();
+        for hash in hashes {
+            let found: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tx_attempt WHERE hash = ?)")
+                .bind(hash.as_slice())
+                .fetch_one(&self.readers)
+                .await?;
+            signed.extend(found.then_some(*hash));
+        }
+        Ok(signed)
     }
 
     /// Returns in which blocks those of `jobs` that a claim of `us` was refused for were another's, or gone.

@@ -1471,6 +1471,10 @@ async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
     mine(&store, "claim:1", 1, "claim", blocks[0].0.block, true).await;
     mine(&store, "claim:2", 2, "claim", blocks[1].0.block, false).await;
     store.queue(&[intent("claim:9", 1)]).await.unwrap();
+    let id = open_intents(&store).await[0].id;
+    sign(&store, id, 2, attempt(9)).await.unwrap();
+    let hashes = [1, 9, 77].map(B256::repeat_byte);
+    assert_eq!(store.signed_here(&hashes).await.unwrap(), hashes[..2].iter().copied().collect(), "settled or not");
     let (jobs, spent) = (store.accounts(US).await.unwrap(), store.spent(US).await.unwrap());
     assert_eq!(jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(

@@ -8,6 +8,7 @@ use fabstir::market::job::State;
 use fabstir::market::types::{Address, U256};
 use fabstir::node::Node;
 use serde_json::Value;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
 use crate::world::{WAIT_MAX, World, done_once, nothing_left, transactions, until, until_job};
 
@@ -95,6 +96,27 @@ async fn an_operator_pauses_drains_and_resumes() -> Result<()> {
     books_add_up(&world, &host).await?;
     nothing_left(&host).await?;
     host.stop().await;
+    what_is_not_settled_is_no_strangers(&world).await
+}
+
+/// As a node leaves it that ended before it read its last receipt: the transaction is the node's, and the books say so.
+async fn what_is_not_settled_is_no_strangers(world: &World) -> Result<()> {
+    let checked = async || {
+        let output = fabstir(world, &["ledger", "--check", "--json"]).await?;
+        Ok::<_, anyhow::Error>(serde_json::from_slice::<Value>(&output.stdout)?["check"].clone())
+    };
+    let settled = checked().await?;
+    let options = SqliteConnectOptions::new().filename(world.folder.path().join("host/node.sqlite"));
+    let pool = SqlitePool::connect_with(options).await?;
+    for statement in [
+        "UPDATE tx_intent SET state = 'signed' WHERE nonce = (SELECT max(nonce) FROM tx_intent)",
+        "DELETE FROM tx_receipt WHERE hash IN (SELECT hash FROM tx_attempt JOIN tx_intent ON tx_intent.id = intent
+                                               WHERE state = 'signed')",
+    ] {
+        assert!(sqlx::query(statement).execute(&pool).await?.rows_affected() > 0, "{statement}");
+    }
+    assert_eq!(settled["others"].as_array().map(Vec::len), Some(1), "the gift");
+    assert_eq!(checked().await?, settled);
     Ok(())
 }
 
