@@ -836,6 +836,20 @@ async fn an_outcome_lives_and_dies_with_its_block() {
 }
 
 #[tokio::test]
+async fn open_transactions_are_those_that_may_still_be_mined() {
+    let (_file, store) = fresh().await;
+    let ids = async |open| store.tx_rows(open).await.unwrap().iter().map(|row| row.id).collect::<Vec<_>>();
+    store.queue(&["a", "b", "c", "d"].map(|key| intent(key, 1))).await.unwrap();
+    assert_eq!(ids(true).await, [1, 2, 3, 4]);
+    sign(&store, 1, 0, attempt(1)).await.unwrap();
+    sign(&store, 2, 1, attempt(2)).await.unwrap();
+    store.lose_nonce(2, "another program with the key took its nonce").await.unwrap();
+    store.drop_intent(3, "too late").await.unwrap();
+    assert_eq!(ids(true).await, [1, 4], "one is signed, one queued");
+    assert_eq!(ids(false).await, [1, 2, 3, 4]);
+}
+
+#[tokio::test]
 async fn a_lease_is_one_workers_and_backs_off() {
     let (file, store) = fresh().await;
     let job = JobId(1);
