@@ -18,7 +18,7 @@ use crate::store::Store;
 const LOOKED_FOR_MAX: usize = 1000;
 const UNEXPLAINED_MAX: usize = 20;
 
-/// A transaction of the account that the node's file does not have.
+/// A transaction of the account of which the node's file does not know that it was mined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Other {
     pub block: u64,
@@ -42,6 +42,7 @@ pub struct Unexplained {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
     pub books: Reconciled,
+    /// What the node did not sign.
     pub others: Vec<Other>,
     /// Where it lies, as far as it was looked for; empty when all is explained.
     pub unexplained: Vec<Unexplained>,
@@ -71,10 +72,15 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
     let first = movements.iter().map(|movement| movement.block).min();
     let from = from.unwrap_or_else(|| first.map_or(cursor.number, |block| block.saturating_sub(1)));
     ensure!(from <= cursor.number, "block {from} is not stored yet: the newest is {}", cursor.number);
-    let others = others(&chain, us, from, cursor.number, &spent).await?;
-    for other in &others {
-        movements.push(Movement { block: other.block, why: Why::OtherGas, wei: other.fee_wei });
-        movements.push(Movement { block: other.block, why: Why::Sent, wei: other.value });
+    let unsettled = others(&chain, us, from, cursor.number, &spent).await?;
+    // What the node signed and does not know the end of yet is its own all the same.
+    let signed = store.signed_here(&unsettled.iter().map(|tx| tx.hash).collect::<Vec<_>>()).await?;
+    let (ours, others): (Vec<Other>, Vec<Other>) = unsettled.into_iter().partition(|tx| signed.contains(&tx.hash));
+    for (why, of) in [(Why::Gas, &ours), (Why::OtherGas, &others)] {
+        for tx in of {
+            movements.push(Movement { block: tx.block, why, wei: tx.fee_wei });
+            movements.push(Movement { block: tx.block, why: Why::Sent, wei: tx.value });
+        }
     }
     let mut balances = Balances { chain: &chain, us, known: BTreeMap::new() };
     let (opening, closing) = (balances.at(from).await?, balances.at(cursor.number).await?);
@@ -90,7 +96,7 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
     Ok(Checked { books, others, unexplained, mismatched: mismatched(&store.accounts(us).await?) })
 }
 
-/// Returns the transactions of `us` in blocks `from + 1..=to` that the file does not have.
+/// Returns the transactions of `us` in blocks `from + 1..=to` of which the file does not know that they were mined.
 async fn others(chain: &Chain, us: Address, from: u64, to: u64, spent: &[Spent]) -> Result<Vec<Other>> {
     let known: BTreeSet<u64> = spent.iter().map(|tx| tx.nonce).collect();
     let (first, next) = (chain.nonce_at(us, from).await?, chain.nonce_at(us, to).await?);

@@ -715,4 +715,13 @@ mod tests {
         let error = format!("{:#}", read(text, &[]).unwrap_err());
         assert!(error.contains("host.models[0].path") && error.contains("is not a file"), "{error}");
     }
+
+    #[test]
+    fn the_example_names_every_variable_that_is_read() {
+        let header = include_str!("../config.example.toml").split("\n\n").next().unwrap();
+        let named: Vec<&str> = header.split([' ', ',', '.', '\n']).collect();
+        let missing: Vec<&str> =
+            OVERRIDES.iter().map(|(variable, ..)| *variable).filter(|variable| !named.contains(variable)).collect();
+        assert_eq!(missing, [""; 0]);
+    }
 }

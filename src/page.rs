@@ -31,11 +31,17 @@ impl Pager {
     /// Gives the command and the URL `message`, which is JSON.
     ///
     /// # Errors
-    /// If one of them failed, or took longer than ten seconds; the other was told all the same. Telling them again is safe.
+    /// If nobody was reached: all that is set failed, or took longer than ten seconds. Telling them again is safe. Where one of both was
+    /// reached, the other's failure is logged.
     pub async fn page(&self, message: &str) -> Result<()> {
         let (ran, posted) = tokio::join!(self.run(message), self.post(message));
+        let both = !self.command.is_empty() && self.url.is_some();
         match (ran, posted) {
             (Err(ran), Err(posted)) => bail!("{ran:#}; {posted:#}"),
+            (Ok(()), Err(error)) | (Err(error), Ok(())) if both => {
+                tracing::warn!(error = format!("{error:#}"), "the operator was paged one way and not the other");
+                Ok(())
+            }
             (ran, posted) => ran.and(posted),
         }
     }
@@ -112,12 +118,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_gets_the_message_and_is_not_repeated_in_errors() {
+    async fn a_url_gets_the_message_and_is_not_repeated_in_errors_and_one_way_is_enough() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let url = format!("http://{}/s3cr3t", listener.local_addr().expect("bound"));
         let answers = tokio::spawn(async move {
             let mut told = Vec::new();
-            for status in ["200 OK", "500 No"] {
+            for status in ["200 OK", "500 No", "500 No", "200 OK"] {
                 let (mut stream, _) = listener.accept().await.expect("accepted");
                 let mut request = [0; 2048];
                 let mut text = String::new();
@@ -135,10 +141,16 @@ mod tests {
         pager.page(r#"{"b":2}"#).await.expect("told");
         let refused = pager.page(r#"{"b":2}"#).await.expect_err("refused");
         assert!(format!("{refused:#}").contains("500"), "{refused:#}");
+        // One that was reached is enough, or it would be told again and again.
+        let both = |command: &str| Pager { command: vec![command.into()], url: pager.url.clone() };
+        both("true").page(r#"{"b":2}"#).await.expect("the command told somebody");
+        both("false").page(r#"{"b":2}"#).await.expect("the URL told somebody");
         let told = answers.await.expect("served");
         assert!(told[0].starts_with("POST /s3cr3t") && told[0].contains("application/json"), "{}", told[0]);
         // Nobody listens any more.
         let gone = format!("{:#}", pager.page("{}").await.expect_err("gone"));
         assert!(!gone.contains("s3cr3t"), "{gone}");
+        let neither = format!("{:#}", both("false").page("{}").await.expect_err("nobody was told"));
+        assert!(neither.contains("page_command \"false\" ended with") && neither.contains("page_url"), "{neither}");
     }
 }

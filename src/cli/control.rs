@@ -2,13 +2,14 @@
 //!
 //! Each writes a row beside the node, which sees it at its next look; none needs the node to run, and none asks the chain.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use super::history::{existing, open};
-use super::{Fault, Global, configuration, plain, print_json, say};
+use super::{Fault, Global, configuration, may_run, node_file, plain, print_json, say};
 use crate::config::Config;
 use crate::market::job::{Job, Next, Outcome};
 use crate::market::types::{Address, JobId};
@@ -61,22 +62,43 @@ pub async fn account(global: &Global, config: &Config) -> Result<Address> {
 /// Runs `fabstir pause`.
 pub async fn pause(global: &Global, arguments: &PauseArguments) -> Result<()> {
     let store = open(&configuration(global)?).await?;
-    hold(global, &store, HoldKind::Paused, &arguments.reason).await?;
+    hold(global, &store, HoldKind::Paused, &arguments.reason, None).await?;
     store.close().await;
     Ok(())
 }
 
-async fn hold(global: &Global, store: &Store, kind: HoldKind, reason: &str) -> Result<()> {
+/// Holds claiming back, and says so; of `us`, where it is known, also what is still owed.
+async fn hold(global: &Global, store: &Store, kind: HoldKind, reason: &str, us: Option<Address>) -> Result<()> {
     let new = store.hold(kind, reason).await?;
     let holds = store.holds().await?;
+    let owed = match us {
+        Some(us) => Some(owed(store, us).await?),
+        None => None,
+    };
     if global.json {
-        return print_json(&json!({ "new": new, "holds": holds }));
+        let mut told = json!({ "new": new, "holds": holds });
+        if let Some(owed) = &owed {
+            told["owed"] = owed.count().into();
+            told["jobs"] = owed.jobs.iter().map(|(id, state)| json!({ "job": id, "is": state })).collect();
+            told["transactions"] = owed.transactions.into();
+        }
+        return print_json(&told);
     }
     let held = holds.iter().find(|hold| hold.kind == kind).context("it was just written")?;
-    if !new {
-        return say(format!("already {}: `fabstir resume` lifts it", plain(&held.to_string())));
+    match new {
+        false => say(format!("already {}: `fabstir resume` lifts it", plain(&held.to_string())))?,
+        true => say(format!(
+            "{}: no job is claimed until `fabstir resume`; what was claimed is finished",
+            plain(&held.to_string())
+        ))?,
     }
-    say(format!("{}: no job is claimed until `fabstir resume`; what was claimed is finished", plain(&held.to_string())))
+    let Some(Owed { jobs, transactions }) = owed else { return Ok(()) };
+    jobs.iter().try_for_each(|(id, state)| say(format!("  owed: job {id} is {state}")))?;
+    match (jobs.len(), transactions) {
+        (0, 0) => say("nothing is owed: the node may be stopped"),
+        (_, 0) => Ok(()),
+        (_, open) => say(format!("  {open} transactions are open: `fabstir tx list` lists them")),
+    }
 }
 
 /// Runs `fabstir resume`.
@@ -106,34 +128,44 @@ pub fn told(hold: &Hold) -> String {
 pub async fn drain(global: &Global, arguments: &DrainArguments) -> Result<()> {
     let config = configuration(global)?;
     existing(&config)?;
-    let us = if arguments.wait { Some(account(global, &config).await?) } else { None };
     let store = open(&config).await?;
-    match us {
-        None => hold(global, &store, HoldKind::Draining, &arguments.reason).await?,
-        Some(us) => {
-            store.hold(HoldKind::Draining, &arguments.reason).await?;
-            wait(&store, &config, us).await?;
-            match global.json {
-                true => print_json(&json!({ "owed": 0 }))?,
-                false => say("nothing is owed: the node may be stopped")?,
-            }
+    if arguments.wait {
+        let us = account(global, &config).await?;
+        store.hold(HoldKind::Draining, &arguments.reason).await?;
+        wait(&store, &node_file(&config), us).await?;
+        match global.json {
+            true => print_json(&json!({ "owed": 0 }))?,
+            false => say("nothing is owed: the node may be stopped")?,
         }
+    } else {
+        // Who keeps the key may be out of reach; that must not keep the host from being held back.
+        let us = account(global, &config).await;
+        let us = us.inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "what is owed is not known"));
+        hold(global, &store, HoldKind::Draining, &arguments.reason, us.ok()).await?;
     }
     store.close().await;
     Ok(())
 }
 
-/// Waits until nothing is owed, and shows how much still is.
-async fn wait(store: &Store, config: &Config, us: Address) -> Result<()> {
+/// Waits until nothing is owed, and shows how much still is. `node` is the file of the node that is to see to it.
+///
+/// # Errors
+/// If no node runs, or the host no longer drains: then what is owed never becomes less.
+async fn wait(store: &Store, node: &Path, us: Address) -> Result<()> {
     let bar = super::run::progress("done of what is owed");
     let mut most = 0;
     loop {
-        let owed = owed(store, us).await?;
+        let owed = owed(store, us).await?.count();
+        if !store.holds().await?.iter().any(|hold| hold.kind == HoldKind::Draining) {
+            bail!(
+                "the host drains no more, `fabstir resume` lifted it: it claims again, and {owed} jobs and transactions are open"
+            );
+        }
         if owed == 0 {
             bar.finish_and_clear();
             return Ok(());
         }
-        if !config.data_dir.join("node.json").exists() {
+        if !may_run(node) {
             bail!(
                 "{owed} jobs and transactions are open, and no node runs that would finish them: start it, then drain"
             );
@@ -145,15 +177,31 @@ async fn wait(store: &Store, config: &Config, us: Address) -> Result<()> {
     }
 }
 
-/// Returns how many jobs of ours are open, and transactions.
-async fn owed(store: &Store, us: Address) -> Result<u64> {
+/// What a host has to see to before it may be stopped.
+#[derive(Debug, PartialEq, Eq)]
+struct Owed {
+    /// Each with where it is.
+    jobs: Vec<(JobId, String)>,
+    /// How many are queued or signed.
+    transactions: u64,
+}
+
+impl Owed {
+    fn count(&self) -> u64 {
+        self.jobs.len() as u64 + self.transactions
+    }
+}
+
+/// Returns which jobs of ours are open, and how many transactions.
+async fn owed(store: &Store, us: Address) -> Result<Owed> {
     let now = store.time().await?;
     let jobs = store.live_jobs().await?;
     let open = jobs.iter().filter(|job| {
         let hoped = job.host().is_none() && job.chosen;
         (hoped || job.host() == Some(us)) && !matches!(job.next(us, now), Next::Done(_))
     });
-    Ok(open.count() as u64 + store.open_intents(us).await?)
+    let jobs = open.map(|job| (job.id, describe(job, job.next(us, now)))).collect();
+    Ok(Owed { jobs, transactions: store.open_intents(us).await? })
 }
 
 /// Runs `fabstir jobs retry` and `fabstir jobs abandon`.
@@ -221,5 +269,47 @@ fn describe(job: &Job, next: Next) -> String {
             };
             format!("{name}, {how}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::Intent;
+
+    #[tokio::test]
+    async fn a_drain_waits_for_a_node_that_lives_and_while_it_holds() -> Result<()> {
+        let (folder, us) = (tempfile::tempdir()?, Address::repeat_byte(1));
+        let read = |_: &crate::market::event::RawLog| bail!("no log is read here");
+        let store = Store::open(&folder.path().join("node.sqlite"), 1, Address::ZERO, Arc::new(read)).await?;
+        let owed = Intent {
+            key: "release:1".into(),
+            job: Some(JobId(1)),
+            kind: "release",
+            target: Address::ZERO,
+            data: Default::default(),
+            signer: us,
+            gas: None,
+            cost_max: None,
+        };
+        store.queue(&[owed]).await?;
+        store.hold(HoldKind::Draining, "a test").await?;
+        let node = folder.path().join("node.json");
+        let refused = async || format!("{:#}", wait(&store, &node, us).await.expect_err("it never ends"));
+        assert!(refused().await.contains("1 jobs and transactions are open, and no node runs"));
+        // What a node leaves that was killed: a file with the number of a process that is gone.
+        let mut gone = std::process::Command::new("true").spawn()?;
+        gone.wait()?;
+        std::fs::write(&node, json!({ "pid": gone.id() }).to_string())?;
+        assert!(refused().await.contains("no node runs"));
+        std::fs::write(&node, json!({ "pid": std::process::id() }).to_string())?;
+        store.lift(HoldKind::Draining).await?;
+        assert!(refused().await.contains("drains no more"));
+        store.hold(HoldKind::Draining, "a test").await?;
+        let (waited, dropped) = tokio::join!(wait(&store, &node, us), store.drop_intent(1, "done"));
+        dropped?;
+        waited
     }
 }

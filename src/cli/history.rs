@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{Fault, Global, configuration, plain, print_json, say};
+use super::{Fault, Global, Ready, configuration, plain, print_json, readiness, say};
 use crate::config::Config;
 use crate::market::job::Work;
 use crate::market::types::{Address, B256, JobId, UnixSeconds};
@@ -57,8 +57,12 @@ pub fn existing(config: &Config) -> Result<PathBuf> {
 }
 
 /// Opens the configured database, which must exist; the endpoint is not asked.
+///
+/// # Errors
+/// As [`Store::open`]; and if a node runs whose file would be migrated.
 pub async fn open(config: &Config) -> Result<Store> {
     let path = existing(config)?;
+    super::refuse_to_migrate(config).await?;
     Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(config.contracts.decoder())).await
 }
 
@@ -140,18 +144,26 @@ fn print_entry(entry: &Entry) -> Result<()> {
     }
 }
 
-/// Runs `fabstir status`: how far the database goes, and what of it is proven.
+/// Runs `fabstir status`: how far the database goes, what of it is proven, and what the node that runs says is wrong.
 pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> {
-    let store = open(&configuration(global)?).await?;
+    let config = configuration(global)?;
+    let store = open(&config).await?;
+    let node = if arguments.at_block.is_none() { readiness(&config).await } else { None };
+    let of_node = node.as_ref().map(|said| match said {
+        Ok(ready) => json!(ready),
+        Err(why) => json!({ "ready": null, "silent": why }),
+    });
     if arguments.at_block.is_none() && store.cursor().await?.is_none() {
         let (none, holds): ([u8; 0], _) = ([], store.holds().await?);
         let nothing = json!({
             "block": null, "events": 0, "journal_head": B256::ZERO, "coverage": none, "final": null, "holds": holds,
+            "node": of_node,
         });
         if global.json {
             return print_json(&nothing);
         }
         holds.iter().try_for_each(|hold| say(format!("NO CLAIMS: {}", super::control::told(hold))))?;
+        say_of_node(node)?;
         return say("nothing is indexed yet");
     }
     let mut snapshot = snapshot(&store, arguments.at_block).await?;
@@ -166,6 +178,7 @@ pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> 
         return print_json(&json!({
             "block": snapshot.block, "events": events, "journal_head": head, "coverage": coverage, "final": finality,
             "doubts": doubts, "conflicts": conflicts, "holds": holds,
+            "node": of_node,
         }));
     }
     say(format!("{events} events up to block {}, journal head {head}", snapshot.block))?;
@@ -177,6 +190,7 @@ pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> 
     for hold in holds {
         say(format!("NO CLAIMS: {}", super::control::told(&hold)))?;
     }
+    say_of_node(node)?;
     for (job, what) in doubts {
         say(format!("IN DOUBT: job {job}: {what}"))?;
     }
@@ -188,6 +202,18 @@ pub async fn status(global: &Global, arguments: &StatusArguments) -> Result<()> 
         say(format!("blocks {:>9} to {:>9}  {}{reason}", range.from, range.to, range.level.name()))?;
     }
     Ok(())
+}
+
+/// Says what the running node says is wrong: what keeps it from claiming now, and the rest.
+fn say_of_node(node: Option<Result<Ready, String>>) -> Result<()> {
+    match node {
+        None => say("no node runs with this database"),
+        Some(Err(why)) => say(format!("THE NODE DOES NOT ANSWER: {}", plain(&why))),
+        Some(Ok(said)) => said
+            .problems
+            .iter()
+            .try_for_each(|problem| say(format!("NOT READY: {}: {}", problem.part, plain(&problem.reason)))),
+    }
 }
 
 /// Runs `fabstir rederive`: makes what follows from the journal anew, without asking anybody.

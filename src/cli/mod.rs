@@ -21,14 +21,20 @@ mod tx;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
+use crate::store::Store;
 
 /// The on-chain-first host node of the Fabstir LLM marketplace.
 #[derive(Debug, Parser)]
@@ -78,7 +84,7 @@ enum Command {
     },
     /// Show what happened to one job: events, our work, our transactions.
     Job(history::JobArguments),
-    /// Show how far the database goes and what of it is proven.
+    /// Show how far the database goes, what of it is proven, and what keeps the running node from being ready.
     Status(history::StatusArguments),
     /// Say what each rule of the host's policy says of a job, with its numbers.
     Explain(policy::ExplainArguments),
@@ -115,7 +121,7 @@ enum Command {
     Rate(ask::RateArguments),
     /// Claim no more jobs until `resume`; what was claimed is finished.
     Pause(control::PauseArguments),
-    /// Claim no more jobs before the node is stopped, and see what is still owed.
+    /// Claim no more jobs before the node is stopped, and see what is still owed, or wait until nothing is.
     Drain(control::DrainArguments),
     /// Claim again: lifts a pause and a drain, and closes the breaker.
     Resume,
@@ -278,14 +284,83 @@ fn configuration(global: &Global) -> Result<Config> {
     Config::load(&global.config).map_err(|error| Fault::Usage.of(error))
 }
 
+/// Where a running node writes who and where it is, for other programs of this machine.
+fn node_file(config: &Config) -> PathBuf {
+    config.data_dir.join("node.json")
+}
+
+/// Returns whether the node that wrote `file` may still run. A node that was killed leaves its file and no process; a file that names
+/// none proves nothing.
+fn may_run(file: &Path) -> bool {
+    let Ok(text) = std::fs::read(file) else { return file.exists() };
+    let told: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let pid = told["pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    // A process that is not ours to signal lives, too.
+    pid.is_none_or(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+}
+
+/// Returns what the node that runs with the same data says of itself at `/readyz`, or why it says nothing; `None`: none runs.
+async fn readiness(config: &Config) -> Option<Result<Ready, String>> {
+    let file = node_file(config);
+    if !may_run(&file) {
+        return None;
+    }
+    let ask = async {
+        let Node { mut http } = serde_json::from_slice(&std::fs::read(&file)?)?;
+        if http.ip().is_unspecified() {
+            http.set_ip(if http.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        let client = reqwest::Client::builder().timeout(ANSWER_WITHIN).no_proxy().build()?;
+        anyhow::Ok(client.get(format!("http://{http}/readyz")).send().await?.json().await?)
+    };
+    Some(ask.await.map_err(|error| format!("{error:#}")))
+}
+
+/// How long a node on this machine may take to say how it does.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a command needs of what a node writes to `node.json`.
+#[derive(Debug, Deserialize)]
+struct Node {
+    http: SocketAddr,
+}
+
+/// What a node answers at `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Ready {
+    ready: bool,
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Problem {
+    part: String,
+    reason: String,
+}
+
 /// Fails while a node works with the same data: its account has one sender, and its file one writer.
 fn refuse_while_running(config: &Config) -> Result<()> {
-    let running = config.data_dir.join("node.json");
+    let running = node_file(config);
     if !running.exists() {
         return Ok(());
     }
     Err(Fault::Usage
         .of(anyhow::anyhow!("the node runs: stop it first (or remove {}, if it is gone)", running.display())))
+}
+
+/// Fails where opening the database would change its format under a node that runs with it: the older program of that node could not
+/// read it any more. Only `fabstir run` brings a file to a new format while `node.json` names a process.
+async fn refuse_to_migrate(config: &Config) -> Result<()> {
+    let path = config.database();
+    if path.exists() && may_run(&node_file(config)) && Store::is_older(&path).await? {
+        let (path, running) = (path.display(), node_file(config));
+        return Err(Fault::Usage.of(anyhow::anyhow!(
+            "{path} is of an older program than this one, and a node runs with it: restart the node first, with this program (or \
+             remove {}, if it is gone)",
+            running.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Nobody reads our output any more, as after `fabstir events | head`: no failure, only the end.
@@ -322,4 +397,38 @@ fn plain(text: &str) -> String {
 fn decimal(amount: crate::market::types::U256, decimals: u8) -> String {
     let text = alloy::primitives::utils::format_units(amount, decimals).unwrap_or_else(|_| amount.to_string());
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+    use crate::http::{Declined, Health, Metrics, serve};
+
+    #[tokio::test]
+    async fn a_node_that_runs_is_asked_how_it_does() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let example = include_str!("../../config.example.toml").split("# Leave this section out").next();
+        std::fs::create_dir(folder.path().join("data"))?;
+        std::fs::write(folder.path().join("node.toml"), example.unwrap_or_default())?;
+        let config = Config::load(&folder.path().join("node.toml"))?;
+        assert_eq!(readiness(&config).await, None, "none runs");
+        let health = Health::default();
+        health.expect("breaker", Duration::from_secs(60));
+        let server = serve(([0, 0, 0, 0], 0).into(), health.clone(), Metrics::new(), Declined::default()).await?;
+        let node = serde_json::json!({ "http": server.address, "pid": std::process::id() });
+        std::fs::write(node_file(&config), node.to_string())?;
+        health.ill("breaker", "the account has 9 wei for gas, the limit is 10: fund it");
+        let said = readiness(&config).await.context("it runs")?.map_err(Error::msg)?;
+        assert_eq!((said.ready, &*said.problems[0].part), (false, "breaker"));
+        assert!(said.problems[0].reason.contains("9 wei for gas"), "{said:?}");
+        health.well("breaker");
+        let said = readiness(&config).await.context("it runs")?.map_err(Error::msg)?;
+        assert_eq!(said, Ready { ready: true, problems: Vec::new() });
+        drop(server);
+        std::fs::write(node_file(&config), "{}")?;
+        assert!(readiness(&config).await.context("it may run")?.is_err(), "it does not say where");
+        Ok(())
+    }
 }

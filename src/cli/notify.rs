@@ -55,7 +55,7 @@ impl Notify {
         self.watchdog.map_or(Duration::MAX, |limit| limit / 2).clamp(Duration::from_millis(1), Duration::from_secs(1))
     }
 
-    /// Tells how things stand: `status` where it changed, that the node is ready when it first is, and that it is alive unless `hangs`.
+    /// Tells how things stand: `status` where it changed, that the node has started when it first has (`ready`), and that it is alive unless `hangs`.
     pub fn beat(&mut self, status: String, ready: bool, hangs: bool) {
         let mut lines = Vec::new();
         if ready && !self.ready {

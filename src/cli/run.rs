@@ -9,14 +9,14 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::notify::Notify;
-use super::{Fault, Global, configuration, print_json};
+use super::{Fault, Global, configuration, node_file, print_json, refuse_to_migrate};
 use crate::chain::{Chain, Failure};
 use crate::config::Config;
 use crate::http::{Health, Metrics};
 use crate::node::{Left, Node};
 use crate::store::Store;
 use crate::tasks::indexer::Indexer;
-use crate::tasks::{Pass, Task};
+use crate::tasks::{Pass, Task, breaker};
 
 #[derive(Debug, clap::Args)]
 pub struct IndexArguments {
@@ -45,7 +45,7 @@ pub async fn run(global: &Global) -> Result<()> {
     // For other programs of this machine: where the node is, once it is there.
     let whereabouts =
         json!({ "http": node.http_address(), "p2p": addresses, "host": node.host, "pid": std::process::id() });
-    let file = config.data_dir.join("node.json");
+    let file = node_file(&config);
     std::fs::write(&file, whereabouts.to_string()).with_context(|| format!("write {}", file.display()))?;
     let mut beat = tokio::time::interval(notify.beat_every());
     let failed = loop {
@@ -115,7 +115,13 @@ async fn tell(node: &Node, notify: &mut Notify) {
     for problem in &problems {
         status += &format!("; {}: {}", problem.part, problem.reason);
     }
-    notify.beat(status, problems.is_empty(), !overdue.is_empty());
+    notify.beat(status, is_up(&node.health), !overdue.is_empty());
+}
+
+/// Returns whether the service manager may take the node for started. One that is not ready (`/readyz`) may be so for days, and across
+/// restarts: paused, without money for gas, without an endpoint. To start it again would mend nothing.
+fn is_up(health: &Health) -> bool {
+    health.has_started(breaker::PART)
 }
 
 /// Connects and checks the endpoint; its failures have an exit code of their own.
@@ -132,6 +138,7 @@ pub async fn connect(config: &Config) -> Result<Chain> {
 /// Follows the chain into the database and does nothing else.
 pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
     let config = configuration(global)?;
+    refuse_to_migrate(&config).await?;
     let chain = connect(&config).await?;
     let marketplace = config.contracts.job_marketplace;
     let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;
@@ -185,4 +192,21 @@ pub fn progress(what: &'static str) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} {per_sec} eta {eta}").expect("a valid constant");
     ProgressBar::new(0).with_style(style).with_message(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_held_has_started_once_every_other_part_has_reported() {
+        let health = Health::default();
+        ["indexer", "survey", breaker::PART].into_iter().for_each(|part| health.expect(part, Duration::from_secs(60)));
+        assert!(!is_up(&health));
+        health.ill(breaker::PART, "paused: new disk");
+        health.well("indexer");
+        assert!(!is_up(&health), "one part has not reported");
+        health.ill("survey", "no answer");
+        assert!(is_up(&health) && !health.problems().is_empty(), "up, and not ready");
+    }
 }

@@ -29,7 +29,7 @@ pub use table::Table;
 pub use verify::{Divergence, Verified, verify};
 
 /// The name and version of the layout of these files.
-const FORMAT: &str = "fabstir-export-1";
+const FORMAT: &str = "fabstir-export-2";
 const MANIFEST: &str = "manifest.json";
 /// Rows read at once.
 const PAGE: u32 = 1000;

@@ -93,7 +93,7 @@ const JOBS: [Column; 17] = [
 const BLOCKS: [Column; 4] = [number("number"), text("hash"), text("parent"), number("time")];
 const COVERAGE: [Column; 4] = [number("first"), number("last"), text("level"), text_or_none("reason")];
 const WORK: [Column; 5] = [number("seq"), number("job"), number("time"), text("did"), text("body")];
-const TRANSACTIONS: [Column; 13] = [
+const TRANSACTIONS: [Column; 14] = [
     number("id"),
     number_or_none("job"),
     number("time"),
@@ -107,6 +107,8 @@ const TRANSACTIONS: [Column; 13] = [
     number_or_none("block"),
     number_or_none("gas_used"),
     text_or_none("gas_price"),
+    // What a rollup took besides, for the chain below.
+    text_or_none("l1_fee"),
 ];
 
 impl Table {
@@ -290,6 +292,7 @@ pub fn transaction(tx: TxRow) -> Values {
         tx.block,
         tx.gas_used,
         tx.gas_price.map(|price| price.to_string()),
+        tx.l1_fee.map(|fee| fee.to_string()),
     ]
 }
 

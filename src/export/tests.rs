@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::market::coverage::Coverage;
 use crate::market::event::{Event, Header, Range, RawLog};
-use crate::market::types::{BlockRef, Bytes, UnixSeconds};
+use crate::market::types::{BlockRef, Bytes, U256, UnixSeconds};
 use crate::store::Store;
 
 const MARKETPLACE: Address = Address::repeat_byte(4);
@@ -98,6 +98,37 @@ async fn every_format_says_the_same_and_says_it_always_so() -> Result<()> {
     let left: Vec<_> = std::fs::read_dir(folder.path())?.map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
     Ok(())
+}
+
+#[test]
+fn a_transaction_is_exported_with_all_that_it_cost() {
+    let tx = crate::store::TxRow {
+        id: 1,
+        job: None,
+        time: UnixSeconds(5),
+        kind: "claim".into(),
+        target: Address::ZERO,
+        signer: Address::ZERO,
+        state: "mined".into(),
+        nonce: Some(0),
+        note: None,
+        hashes: vec![B256::ZERO],
+        block: Some(9),
+        gas_used: Some(10),
+        gas_price: Some(U256::from(7)),
+        l1_fee: Some(U256::from(3)),
+    };
+    let named = |name| Table::Transactions.columns().iter().position(|column| column.name == name);
+    let fee = tx.fee_wei();
+    let row = table::transaction(tx);
+    assert_eq!(row.len(), Table::Transactions.columns().len());
+    let amount = |name| match named(name).map(|place| row[place].clone()) {
+        Some(table::Value::Number(number)) => Some(U256::from(number)),
+        Some(table::Value::Text(text)) => text.parse().ok(),
+        _ => None,
+    };
+    let [gas, price, l1_fee] = ["gas_used", "gas_price", "l1_fee"].map(|name| amount(name).expect("an amount"));
+    assert_eq!(Some(gas * price + l1_fee), fee);
 }
 
 #[tokio::test]

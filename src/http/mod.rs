@@ -67,6 +67,7 @@ struct Part {
     age_max: Duration,
     at: Instant,
     problem: Option<String>,
+    reported: bool,
 }
 
 /// Why a part is not ready.
@@ -80,7 +81,7 @@ impl Health {
     /// Adds a part that must report at least every `age_max`; not ready until its first good report.
     pub fn expect(&self, part: &'static str, age_max: Duration) {
         let problem = Some("starting".into());
-        self.lock().parts.insert(part, Part { age_max, at: Instant::now(), problem });
+        self.lock().parts.insert(part, Part { age_max, at: Instant::now(), problem, reported: false });
     }
 
     /// The part is well.
@@ -95,7 +96,7 @@ impl Health {
 
     fn report(&self, part: &'static str, problem: Option<String>) {
         if let Some(entry) = self.lock().parts.get_mut(part) {
-            (entry.at, entry.problem) = (Instant::now(), problem);
+            (entry.at, entry.problem, entry.reported) = (Instant::now(), problem, true);
         }
     }
 
@@ -134,6 +135,11 @@ impl Health {
     /// Returns for each task how long ago its last pass ended, or its first began.
     fn pass_ages(&self) -> Vec<(&'static str, Duration)> {
         self.lock().ended.iter().map(|(task, at)| (*task, at.elapsed())).collect()
+    }
+
+    /// Returns whether every part but `ignored` has reported at least once, well or ill: whether the start is over.
+    pub fn has_started(&self, ignored: &str) -> bool {
+        self.lock().parts.iter().all(|(part, state)| state.reported || *part == ignored)
     }
 
     /// Returns whether `part` is ready.

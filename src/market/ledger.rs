@@ -3,10 +3,12 @@
 //! Gas is wei, income is in the smallest unit of each job's token: the two are never added where the token is not ETH.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use alloy::primitives::I256;
 use serde::{Serialize, Serializer};
 
+use super::event::Event;
 use super::types::{Address, JobId, U256, UnixSeconds, decimal};
 
 /// What became of a transaction's gas.
@@ -15,7 +17,7 @@ use super::types::{Address, JobId, U256, UnixSeconds, decimal};
 pub enum Fate {
     /// It did what it was sent for, and nothing came to nothing by it yet.
     Useful,
-    /// A claim that was refused because somebody else had the job, or it was gone.
+    /// A claim that was refused because another host had the job, or it was gone; or somebody else had asked for our payment already.
     LostRace,
     /// Refused for another reason.
     Reverted,
@@ -66,7 +68,8 @@ pub struct Account {
     pub renter: Address,
     /// Who has or had it on chain.
     pub host: Option<Address>,
-    pub posted: bool,
+    /// In which blocks a claim of ours that was refused came too late: see [`taken`].
+    pub taken: Vec<RangeInclusive<u64>>,
     pub refunded: bool,
     /// Whether it was completed in time, so that its deadline matters no more.
     pub completed: bool,
@@ -185,13 +188,36 @@ pub fn fate(us: Address, now: UnixSeconds, tx: &Spent, job: Option<&Account>) ->
     let ours = job.is_some_and(|job| job.host == Some(us));
     match job {
         _ if tx.cancelled => Fate::Cancelled,
-        Some(job) if !tx.success && tx.kind == "claim" && !job.posted && !ours => Fate::LostRace,
+        Some(job) if !tx.success && tx.kind == "claim" && job.taken.iter().any(|blocks| blocks.contains(&tx.block)) => {
+            Fate::LostRace
+        }
+        Some(job) if !tx.success && tx.kind == "release" && job.released.is_some() => Fate::LostRace,
         _ if !tx.success => Fate::Reverted,
         None => Fate::Useful,
         Some(job) if ours && (job.refunded || (!job.completed && now >= job.deadline)) => Fate::Expired,
         Some(_) if ours => Fate::Useful,
         Some(_) => Fate::GivenUp,
     }
+}
+
+/// Returns in which blocks, both ends of each stretch included, another host than `us` had the job that these events tell of, in chain
+/// order with the number of each one's block, or its money was back with its renter.
+pub fn taken(us: Address, events: &[(u64, Event)]) -> Vec<RangeInclusive<u64>> {
+    let (mut stretches, mut since, mut ours) = (Vec::new(), None, false);
+    for (block, event) in events {
+        match event {
+            Event::JobClaimed { host, .. } if *host == us => ours = true,
+            Event::JobClaimed { .. } => since = Some(*block),
+            Event::JobReopened { .. } => {
+                ours = false;
+                stretches.extend(since.take().map(|since| since..=*block));
+            }
+            Event::PaymentRefunded { .. } if !ours => since = since.or(Some(*block)),
+            _ => {}
+        }
+    }
+    stretches.extend(since.map(|since| since..=u64::MAX));
+    stretches
 }
 
 /// Returns of each settled job, whose money the escrow paid out, where net and fee are not the payment.
@@ -297,7 +323,7 @@ mod tests {
             model: format!("model {}", id % 2),
             renter: Address::repeat_byte(id as u8),
             host,
-            posted: host.is_none(),
+            taken: host.filter(|host| *host != US).map(|_| 0..=u64::MAX).into_iter().collect(),
             refunded: false,
             completed: false,
             deadline: UnixSeconds(2000),
@@ -331,9 +357,19 @@ mod tests {
         assert_eq!(of(&claim, &settled(1, US)), Fate::Useful);
         assert_eq!(of(&claim, &account(1, Some(US))), Fate::Useful, "nothing came to nothing yet");
         assert_eq!(of(&refused, &account(1, Some(RIVAL))), Fate::LostRace);
-        let cancelled_by_renter = Account { posted: false, refunded: true, ..account(1, None) };
+        let cancelled_by_renter = Account { taken: vec![5..=u64::MAX], refunded: true, ..account(1, None) };
         assert_eq!(of(&refused, &cancelled_by_renter), Fate::LostRace, "it was gone");
         assert_eq!(of(&refused, &account(1, None)), Fate::Reverted, "nobody has it: the market refused");
+        // Mined in block 5, whoever has the job today.
+        assert_eq!(of(&refused, &Account { taken: vec![2..=5, 9..=9], ..account(1, None) }), Fate::LostRace);
+        assert_eq!(of(&refused, &Account { taken: vec![4..=7], ..account(1, Some(US)) }), Fate::LostRace);
+        assert_eq!(
+            of(&refused, &Account { taken: vec![6..=9], ..account(1, Some(RIVAL)) }),
+            Fate::Reverted,
+            "too early"
+        );
+        assert_eq!(of(&tx(1, "release", false, 1), &settled(1, US)), Fate::LostRace, "somebody asked before");
+        assert_eq!(of(&tx(1, "release", false, 1), &account(1, Some(US))), Fate::Reverted);
         assert_eq!(of(&tx(1, "commit", false, 1), &account(1, Some(US))), Fate::Reverted);
         assert_eq!(of(&claim, &Account { deadline: NOW, ..account(1, Some(US)) }), Fate::Expired);
         assert_eq!(of(&claim, &Account { deadline: NOW, ..settled(1, US) }), Fate::Useful);
@@ -341,6 +377,25 @@ mod tests {
         assert_eq!(of(&claim, &account(1, Some(RIVAL))), Fate::GivenUp);
         assert_eq!(of(&Spent { cancelled: true, ..claim.clone() }, &settled(1, US)), Fate::Cancelled);
         assert_eq!(fate(US, NOW, &Spent { job: None, ..claim }, None), Fate::Useful);
+    }
+
+    #[test]
+    fn a_job_is_taken_while_another_host_has_it_or_its_money_is_gone() {
+        let job = JobId(1);
+        let claimed = |host| Event::JobClaimed { job, host };
+        let (reopened, refunded) = (
+            Event::JobReopened { job, controller: RIVAL },
+            Event::PaymentRefunded { job, renter: RIVAL, amount: wei(1) },
+        );
+        let of = |events: &[(u64, Event)]| taken(US, events);
+        assert_eq!(of(&[]), []);
+        assert_eq!(of(&[(3, claimed(US)), (4, refunded.clone())]), [], "it was ours");
+        assert_eq!(of(&[(3, claimed(RIVAL)), (4, refunded.clone())]), [3..=u64::MAX]);
+        let ours_at_last = [(3, claimed(RIVAL)), (5, reopened.clone()), (5, claimed(US))];
+        assert_eq!(of(&ours_at_last), [3..=5]);
+        let given_back = [(3, claimed(US)), (5, reopened), (8, claimed(RIVAL))];
+        assert_eq!(of(&given_back), [8..=u64::MAX]);
+        assert_eq!(of(&[(7, refunded)]), [7..=u64::MAX], "its renter took it back");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! What one file can say of itself, without a chain: that everything which follows from the journal is what it must be, and whole.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use alloy::primitives::{Keccak256, keccak256};
 use anyhow::{Context, Result};
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::history::job_row;
 use super::{JobRow, Store, hash};
@@ -24,6 +26,17 @@ pub struct Checked {
 }
 
 impl Store {
+    /// Returns whether the file at `path` was made by an older program, so that to open it is to change its format; to look changes
+    /// nothing. One that is not a file of ours is not older: opening it says what is wrong with it.
+    pub async fn is_older(path: &Path) -> Result<bool> {
+        let options = SqliteConnectOptions::new().filename(path).read_only(true);
+        let mut reader = options.connect().await.with_context(|| format!("look into database {}", path.display()))?;
+        let newest = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations");
+        let newest = newest.fetch_one(&mut reader).await.ok().flatten();
+        reader.close().await?;
+        Ok(newest.is_some() && newest < sqlx::migrate!().iter().map(|migration| migration.version).max())
+    }
+
     /// Looks through the whole file and tells `found` each thing that is not as it must be, table and row first.
     ///
     /// Looked at: SQLite's own structure, coverage, blocks past the cursor, every job and conflict against the journal's fold, the

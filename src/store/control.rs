@@ -271,7 +271,7 @@ impl Store {
     }
 
     /// Returns what happened to host `us` since the operator last resumed, as far as the breaker looks: failures since `since`, gas
-    /// of the last hour, and the `jobs_max` jobs of the latest deadlines that ended. `fee_bps` is the fee that a job not paid out would have cost.
+    /// of the last hour, and the `jobs_max` jobs that ended last. `fee_bps` is the fee that a job not paid out would have cost.
     pub async fn breaker_history(
         &self,
         us: Address,
@@ -292,7 +292,7 @@ impl Store {
             (span.block, span.time, span.work) = (block, time, work);
         }
         let mut history = History::default();
-        span.transactions(&mut tx, &mut history).await?;
+        span.transactions(self, &mut tx, &mut history).await?;
         span.jobs_given_up(&mut tx, &mut history).await?;
         span.jobs_ended(&mut tx, &mut history, fee_bps, jobs_max).await?;
         Ok(history)
@@ -312,22 +312,17 @@ struct Span {
 }
 
 impl Span {
-    async fn transactions(&self, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
+    async fn transactions(&self, store: &Store, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
         let hour_ago = self.now - 3600;
         let oldest = self.since.min(hour_ago);
-        let before: Option<i64> = sqlx::query_scalar(
-            "SELECT number FROM block WHERE canonical = 1 AND time <= ? ORDER BY number DESC LIMIT 1",
-        )
-        .bind(oldest)
-        .fetch_optional(&mut *tx)
-        .await?;
+        let before = last_block(tx, oldest).await?;
         // A block whose header was dropped is as old as the next one known, or older.
         let rows = sqlx::query(
             "SELECT * FROM (
                  SELECT coalesce((SELECT time FROM block WHERE canonical = 1 AND number >= block_number ORDER BY number LIMIT 1), ?1)
                             AS time,
-                        gas_used, gas_price, l1_fee, success, i.job,
-                        i.kind = 'claim' AND EXISTS (SELECT 1 FROM job WHERE id = i.job AND state <> 'posted' AND host IS NOT ?2)
+                        gas_used, gas_price, l1_fee, success, i.job, i.kind, block_number,
+                        EXISTS (SELECT 1 FROM job WHERE id = i.job AND state = 'released')
                  FROM tx_receipt r JOIN tx_attempt a ON a.hash = r.hash JOIN tx_intent i ON i.id = a.intent
                  WHERE block_number > ?3 AND signer = ?2)
              WHERE time > ?4",
@@ -336,17 +331,28 @@ impl Span {
         .bind(&self.us)
         .bind(self.block.max(before.unwrap_or(-1)))
         .bind(oldest)
-        .fetch_all(tx)
+        .fetch_all(&mut *tx)
         .await?;
+        let job = |row: &SqliteRow| row.get::<Option<i64>, _>(5).map(|job| JobId(job as u64));
+        let failed = |row: &&SqliteRow| !row.get::<bool, _>(4) && row.get::<i64, _>(0) > self.since;
+        let jobs: Vec<JobId> = rows.iter().filter(failed).filter_map(job).collect();
+        let taken = store.taken(tx, Address::from_slice(&self.us), &jobs).await?;
         for row in &rows {
             let at: i64 = row.get(0);
             if at > hour_ago {
                 let gas = amount(row, 2)?.saturating_mul(U256::from(row.get::<i64, _>(1) as u64));
                 history.gas_wei = history.gas_wei.saturating_add(gas).saturating_add(amount(row, 3)?);
             }
-            let (success, lost): (bool, bool) = (row.get(4), row.get(6));
-            if !success && !lost && at > self.since {
-                let job = row.get::<Option<i64>, _>(5).map(|job| JobId(job as u64));
+            let (job, block) = (job(row), row.get::<i64, _>(7) as u64);
+            let faster = match row.get(6) {
+                "claim" => {
+                    job.and_then(|job| taken.get(&job)).is_some_and(|of| of.iter().any(|it| it.contains(&block)))
+                }
+                // Anyone may ask for the payment of a job: it came all the same.
+                "release" => row.get(8),
+                _ => false,
+            };
+            if failed(&row) && !faster {
                 history.failures.push(Failure { fault: Fault::Reverted, job, at: UnixSeconds(at as u64) });
             }
         }
@@ -378,18 +384,33 @@ impl Span {
     }
 
     async fn jobs_ended(&self, tx: &mut SqliteConnection, history: &mut History, fee_bps: u16, max: u32) -> Result<()> {
-        // Those that this host has or had on chain, and those that it gave back.
-        let had = "SELECT deadline, id, token, payment, iif(state = 'released', paid, '0') FROM job
-             WHERE host = ?1 AND posted_block > ?2
-                 AND (state IN ('released', 'refunded') OR (state IN ('claimed', 'committed') AND deadline <= ?3))
-             ORDER BY deadline DESC LIMIT ?4";
-        let gave_back = "SELECT DISTINCT deadline, id, token, payment, '0' FROM work JOIN job ON job.id = work.job
+        // Those that this host has or had on chain: a job ends when its money goes, else at its deadline. To look when each of them
+        // ended would take longer with every job: of the older ones those of the latest deadlines and those claimed last are looked at.
+        let had = "WITH over AS NOT MATERIALIZED (
+                 SELECT id, deadline, token, payment, iif(state = 'released', paid, '0') AS got FROM job
+                 WHERE host = ?1 AND posted_block > ?2
+                     AND (state IN ('released', 'refunded') OR (state IN ('claimed', 'committed') AND deadline <= ?3))),
+             newest AS (
+                 SELECT log.job AS id FROM block CROSS JOIN log ON log.block = block.seq
+                 WHERE canonical = 1 AND number > ?5 AND kind IN ('PaymentReleased', 'PaymentRefunded')
+                 UNION SELECT id FROM (SELECT id FROM over ORDER BY deadline DESC LIMIT ?4)
+                 UNION SELECT id FROM (SELECT over.id FROM tx_intent CROSS JOIN over ON over.id = tx_intent.job
+                                       WHERE kind = 'claim' AND state = 'mined' AND signer = ?1
+                                       ORDER BY tx_intent.id DESC LIMIT ?4))
+             SELECT coalesce((SELECT max(time) FROM log JOIN block ON block.seq = log.block
+                              WHERE log.job = over.id AND canonical = 1 AND kind IN ('PaymentReleased', 'PaymentRefunded')),
+                             deadline) AS ended, id, token, payment, got
+             FROM newest CROSS JOIN over USING (id) ORDER BY ended DESC, id DESC LIMIT ?4";
+        // And those that it gave back, which ended for it when it did.
+        let gave_back = "SELECT max(work.at) AS ended, id, token, payment, '0' FROM work JOIN job ON job.id = work.job
              WHERE did = 'Abandoned' AND host IS NOT ?1 AND posted_block > ?2
                  AND EXISTS (SELECT 1 FROM tx_intent WHERE job = work.job AND kind = 'claim' AND state = 'mined' AND signer = ?1)
-             ORDER BY deadline DESC LIMIT ?4";
+             GROUP BY id ORDER BY ended DESC, id DESC LIMIT ?4";
+        let bound = self.since.max(self.time);
+        let before = last_block(tx, bound).await?.unwrap_or(-1);
         let mut ended: Vec<((i64, i64), Ended)> = Vec::new();
         for query in [had, gave_back] {
-            let query = sqlx::query(query).bind(&self.us).bind(self.block).bind(self.now).bind(max);
+            let query = sqlx::query(query).bind(&self.us).bind(self.block).bind(self.now).bind(max).bind(before);
             for row in &query.fetch_all(&mut *tx).await? {
                 let expected = breaker::expected(amount(row, 3)?, fee_bps);
                 ended.push((
@@ -400,32 +421,46 @@ impl Span {
         }
         ended.sort_unstable_by_key(|(order, _)| std::cmp::Reverse(*order));
         history.ended = ended.into_iter().map(|(_, ended)| ended).collect();
-        // A job that was claimed before the operator resumed may end badly afterwards.
+        // A job that was claimed before the operator resumed may end badly afterwards. The arbiter gives back the money of one that was
+        // completed long after its deadline: that counts from when it does.
         let rows = sqlx::query(
-            "SELECT id, state, deadline,
+            "WITH lately AS (
+                 SELECT id FROM job WHERE host = ?1 AND deadline > ?3 AND deadline <= ?2
+                 UNION SELECT log.job FROM block CROSS JOIN log ON log.block = block.seq
+                 WHERE canonical = 1 AND number > ?4 AND kind = 'PaymentRefunded')
+             SELECT id, deadline,
                     (SELECT max(time) FROM log JOIN block ON block.seq = log.block
-                     WHERE log.job = job.id AND kind = 'PaymentRefunded' AND canonical = 1)
-             FROM job WHERE host = ?1 AND deadline > ?3
-                 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))",
+                     WHERE log.job = job.id AND kind = 'PaymentRefunded' AND canonical = 1),
+                    EXISTS (SELECT 1 FROM log JOIN block ON block.seq = log.block
+                            WHERE log.job = job.id AND kind = 'JobCompleted' AND canonical = 1)
+             FROM lately CROSS JOIN job USING (id)
+             WHERE host = ?1 AND (state = 'refunded' OR (state IN ('claimed', 'committed') AND deadline <= ?2))",
         )
         .bind(&self.us)
         .bind(self.now)
-        .bind(self.since.max(self.time))
+        .bind(bound)
+        .bind(before)
         .fetch_all(tx)
         .await?;
         for row in &rows {
-            let (deadline, refunded): (i64, Option<i64>) = (row.get(2), row.get(3));
+            let (deadline, refunded, completed): (i64, Option<i64>, bool) = (row.get(1), row.get(2), row.get(3));
             let (fault, at) = match refunded {
-                Some(time) if time < deadline => (Fault::Refunded, time),
+                Some(time) if completed || time < deadline => (Fault::Refunded, time),
                 _ => (Fault::Expired, deadline),
             };
-            if at > self.since && at > self.time {
+            if at > bound {
                 let job = Some(JobId(row.get::<i64, _>(0) as u64));
                 history.failures.push(Failure { fault, job, at: UnixSeconds(at as u64) });
             }
         }
         Ok(())
     }
+}
+
+/// Returns the newest canonical block stored that was made at `time` or before.
+async fn last_block(connection: &mut SqliteConnection, time: i64) -> Result<Option<i64>> {
+    let block = "SELECT number FROM block WHERE canonical = 1 AND time <= ? ORDER BY number DESC LIMIT 1";
+    Ok(sqlx::query_scalar(block).bind(time).fetch_optional(connection).await?)
 }
 
 async fn holds(connection: &mut SqliteConnection) -> Result<Vec<Hold>> {

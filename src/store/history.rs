@@ -272,10 +272,7 @@ impl Store {
     /// Returns our transactions as they are now, oldest first: all, or those that are open.
     pub async fn tx_rows(&self, open: bool) -> Result<Vec<TxRow>> {
         let rows = transactions(&mut *self.readers.acquire().await?, None, None, 0, u32::MAX).await?;
-        Ok(rows
-            .into_iter()
-            .filter(|row| !open || !matches!(&*row.state, "mined" | "reverted" | "dropped" | "cancelled"))
-            .collect())
+        Ok(rows.into_iter().filter(|row| !open || matches!(&*row.state, "queued" | "signed")).collect())
     }
 
     /// Returns the stored canonical headers of `from..=to`, in order.

@@ -1,13 +1,16 @@
 //! What the account's books are made of: its mined transactions, its jobs, and what the escrow paid it.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
 use anyhow::Result;
-use sqlx::Row;
+use sqlx::{Row, SqliteConnection};
 
 use super::{SqliteRow, Store, amount, raw_log};
 use crate::market::event::Event;
 use crate::market::job::{Job, State};
-use crate::market::ledger::{Account, Movement, Spent, Why};
-use crate::market::types::{Address, JobId, U256};
+use crate::market::ledger::{Account, Movement, Spent, Why, taken};
+use crate::market::types::{Address, B256, JobId, U256};
 
 /// Jobs folded at once.
 const JOBS_PER_STEP: usize = 500;
@@ -51,10 +54,53 @@ impl Store {
         let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
         let mut accounts = Vec::with_capacity(ids.len());
         for ids in ids.chunks(JOBS_PER_STEP) {
-            let jobs = self.fold(&mut *self.readers.acquire().await?, ids).await?;
-            accounts.extend(jobs.iter().map(account));
+            let mut reader = self.readers.acquire().await?;
+            let (jobs, mut taken) = (self.fold(&mut reader, ids).await?, self.taken(&mut reader, us, ids).await?);
+            accounts.extend(jobs.iter().map(|job| account(job, taken.remove(&job.id).unwrap_or_default())));
         }
         Ok(accounts)
+    }
+
+    /// Returns which of these transactions were signed by the node of this file, whatever it knows of what became of them.
+    pub async fn signed_here(&self, hashes: &[B256]) -> Result<BTreeSet<B256>> {
+        let mut signed = BTreeSet::new();
+        for hash in hashes {
+            let found: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tx_attempt WHERE hash = ?)")
+                .bind(hash.as_slice())
+                .fetch_one(&self.readers)
+                .await?;
+            signed.extend(found.then_some(*hash));
+        }
+        Ok(signed)
+    }
+
+    /// Returns in which blocks those of `jobs` that a claim of `us` was refused for were another's, or gone.
+    pub(super) async fn taken(
+        &self,
+        connection: &mut SqliteConnection,
+        us: Address,
+        jobs: &[JobId],
+    ) -> Result<BTreeMap<JobId, Vec<RangeInclusive<u64>>>> {
+        let rows = sqlx::query(
+            "SELECT number, hash, log_index, tx_hash, address, topics, data FROM log JOIN block ON block.seq = log.block
+             WHERE canonical = 1 AND kind IN ('JobClaimed', 'JobReopened', 'PaymentRefunded')
+                 AND log.job IN (SELECT job FROM tx_intent WHERE job IN (SELECT value FROM json_each(?1))
+                                 AND kind = 'claim' AND state = 'reverted' AND signer = ?2)
+             ORDER BY number, log_index",
+        )
+        .bind(serde_json::to_string(jobs)?)
+        .bind(us.as_slice())
+        .fetch_all(connection)
+        .await?;
+        let mut told = BTreeMap::<JobId, Vec<(u64, Event)>>::new();
+        for row in &rows {
+            let log = raw_log(row)?;
+            let event = (self.decode)(&log)?;
+            if let Some(job) = event.job() {
+                told.entry(job).or_default().push((log.block.number, event));
+            }
+        }
+        Ok(told.into_iter().map(|(job, events)| (job, taken(us, &events))).collect())
     }
 
     /// Returns the ETH that the escrow paid `us`, for jobs it did and for jobs it had posted, in chain order.
@@ -82,13 +128,13 @@ impl Store {
     }
 }
 
-fn account(job: &Job) -> Account {
+fn account(job: &Job, taken: Vec<RangeInclusive<u64>>) -> Account {
     Account {
         id: job.id,
         model: job.terms.model.clone(),
         renter: job.terms.renter,
         host: job.host(),
-        posted: job.state == State::Posted,
+        taken,
         refunded: matches!(job.state, State::Refunded { .. }),
         completed: matches!(job.state, State::Completed { .. } | State::Disputed { .. } | State::Released { .. }),
         deadline: job.terms.deadline,

@@ -43,6 +43,7 @@ const KINDS: u8 = 9;
 const LOCKED: u8 = 10;
 const FEE: u8 = 11;
 const RANKED: u8 = 12;
+const REOPENED: u8 = 13;
 const NONSENSE: u8 = 0xff;
 
 fn read(log: &RawLog) -> Result<Event> {
@@ -58,6 +59,7 @@ fn read(log: &RawLog) -> Result<Event> {
         REFUNDED => Event::PaymentRefunded { job, renter: Address::ZERO, amount: U256::from(100) },
         LOCKED => Event::EscrowCreated { job, amount: U256::MAX, token: Address::ZERO },
         FEE => Event::Noted { name: "FeeChanged", job: None },
+        REOPENED => Event::JobReopened { job, controller: RIVAL },
         RANKED => Event::ReputationUpdated { host: US, score: 1 },
         NOTED => Event::Noted { name: "JobPosted", job: Some(job) },
         other => bail!("no event {other}"),
@@ -644,6 +646,7 @@ async fn a_file_is_migrated_from_wherever_that_stopped() {
     };
     let (_file, fresh) = fresh().await;
     let expected = tables(&fresh).await;
+    let newest = migrations.iter().map(|migration| migration.version).max().expect("there are some");
     for stopped in migrations.iter().map(|migration| migration.version) {
         let file = File::new();
         let options =
@@ -659,7 +662,10 @@ async fn a_file_is_migrated_from_wherever_that_stopped() {
             sqlx::query(row).bind(US.as_slice()).execute(&old).await.unwrap();
         }
         old.close().await;
+        let path = file.0.path().join("fabstir.sqlite");
+        assert_eq!(Store::is_older(&path).await.unwrap(), stopped < newest, "format {stopped}");
         let store = file.open().await;
+        assert!(!Store::is_older(&path).await.unwrap(), "it was migrated");
         assert!(tables(&store).await == expected, "from format {stopped}");
         let kept = store.signed_intents(US).await.unwrap();
         assert_eq!((kept.len(), kept[0].nonce, kept[0].attempts.len()), (1, Some(7), 1), "from format {stopped}");
@@ -892,6 +898,20 @@ async fn an_outcome_lives_and_dies_with_its_block() {
     assert_eq!(state().await, IntentState::Reverted);
     assert!(settle(&failed).await.unwrap(), "told twice");
     assert_eq!(state().await, IntentState::Reverted);
+}
+
+#[tokio::test]
+async fn open_transactions_are_those_that_may_still_be_mined() {
+    let (_file, store) = fresh().await;
+    let ids = async |open| store.tx_rows(open).await.unwrap().iter().map(|row| row.id).collect::<Vec<_>>();
+    store.queue(&["a", "b", "c", "d"].map(|key| intent(key, 1))).await.unwrap();
+    assert_eq!(ids(true).await, [1, 2, 3, 4]);
+    sign(&store, 1, 0, attempt(1)).await.unwrap();
+    sign(&store, 2, 1, attempt(2)).await.unwrap();
+    store.lose_nonce(2, "another program with the key took its nonce").await.unwrap();
+    store.drop_intent(3, "too late").await.unwrap();
+    assert_eq!(ids(true).await, [1, 4], "one is signed, one queued");
+    assert_eq!(ids(false).await, [1, 2, 3, 4]);
 }
 
 #[tokio::test]
@@ -1423,7 +1443,7 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     assert_eq!(found, expected);
     assert_eq!(history.gas_wei, U256::from(5 * 71));
     let real: Vec<U256> = history.ended.iter().map(|ended| ended.real).collect();
-    assert_eq!(real, [U256::from(97), U256::ZERO], "job 4 was paid, job 1 was not");
+    assert_eq!(real, [U256::ZERO, U256::from(97)], "job 4 was paid, and then job 1 was not");
 
     // A job of ours that we gave back, and another host has.
     let reopened = after(blocks.last(), 0, &[[TERMS, 7], [CLAIMED_BY_RIVAL, 7]]);
@@ -1431,7 +1451,7 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     mine(&store, "claim:7", 7, "claim", reopened.0.block, true).await;
     store.record(JobId(7), &Work::Abandoned { at, reason: "the model failed".into() }).await.unwrap();
     let history = store.breaker_history(US, since, 300, 10).await.unwrap();
-    assert_eq!(history.ended.iter().map(|ended| ended.real).collect::<Vec<_>>(), [0, 97, 0].map(U256::from));
+    assert_eq!(history.ended.iter().map(|ended| ended.real).collect::<Vec<_>>(), [0, 0, 97].map(U256::from));
     assert!(history.failures.iter().any(|it| (it.job, it.fault) == (Some(JobId(7)), Fault::Abandoned)));
     let now = store.time().await.unwrap();
     sqlx::query("UPDATE job SET deadline = ? WHERE id = 3").bind(now.0 as i64).execute(&store.writer).await.unwrap();
@@ -1454,6 +1474,73 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
 }
 
 #[tokio::test]
+async fn a_race_that_was_lost_stays_lost_when_the_winner_gives_the_job_back() {
+    use crate::market::breaker::Fault;
+    use crate::market::ledger::{By, Fate, Ledger};
+    let (_file, store) = fresh().await;
+    let won: &[Says] = &[[CLAIMED_BY_RIVAL, 1], [CLAIMED, 2], [COMMITTED, 2], [COMPLETED, 2]];
+    let given_back: &[Says] = &[[REOPENED, 1], [RELEASED, 2], [CLAIMED_BY_RIVAL, 3]];
+    let blocks = chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], won, given_back, &[]]);
+    extend(&store, &blocks).await.unwrap();
+    let block = |place: usize| blocks[place].0.block;
+    mine(&store, "claim:1", 1, "claim", block(1), false).await;
+    mine(&store, "release:2", 2, "release", block(2), false).await;
+    // Of what came before a rival, or after it gave the job back, it is not the cause.
+    mine(&store, "claim:3", 3, "claim", block(1), false).await;
+    mine(&store, "claim:1:again", 1, "claim", block(3), false).await;
+    let failures = async || {
+        let history = store.breaker_history(US, UnixSeconds(0), 300, 10).await.unwrap();
+        history.failures.iter().map(|it| (it.job.expect("a job").0, it.fault, it.at.0)).collect::<Vec<_>>()
+    };
+    assert_eq!(failures().await, [(3, Fault::Reverted, 1010), (1, Fault::Reverted, 1030)]);
+    let (jobs, spent) = (store.accounts(US).await.unwrap(), store.spent(US).await.unwrap());
+    let ledger = Ledger::of(US, UnixSeconds(0), &jobs, &spent, By::Job);
+    let claims = &ledger.kinds["claim"];
+    assert_eq!([Fate::LostRace, Fate::Reverted].map(|fate| claims[&fate].transactions), [1, 2]);
+    store.rewind(block(0).number).await.unwrap();
+    extend(&store, &[after(blocks.first(), 1, &[])]).await.unwrap();
+    assert_eq!(failures().await, [], "nothing of it happened");
+}
+
+#[tokio::test]
+async fn a_job_that_the_arbiter_refunds_after_its_deadline_is_a_failure_of_that_day() {
+    use crate::market::breaker::{Failure, Fault};
+    let (_file, store) = fresh().await;
+    let done: &[Says] = &[[CLAIMED, 1], [COMMITTED, 1], [COMPLETED, 1], [CLAIMED, 2]];
+    extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2]], done, &[], &[[REFUNDED, 1], [REFUNDED, 2]]]))
+        .await
+        .unwrap();
+    // Blocks are ten seconds apart, the last is of second 1030.
+    sqlx::query("UPDATE job SET deadline = 1015").execute(&store.writer).await.unwrap();
+    let failures = async |since| store.breaker_history(US, UnixSeconds(since), 300, 10).await.unwrap().failures;
+    let failed = |job, fault, at| Failure { fault, job: Some(JobId(job)), at: UnixSeconds(at) };
+    let refunded = failed(1, Fault::Refunded, 1030);
+    assert_eq!(failures(1020).await, [refunded], "nobody completed the other, which ended at its deadline");
+    assert_eq!(failures(1010).await, [refunded, failed(2, Fault::Expired, 1015)]);
+    assert_eq!(failures(1030).await, []);
+    store.resume().await.unwrap();
+    assert_eq!(failures(1010).await, [], "the operator has seen it");
+}
+
+#[tokio::test]
+async fn the_jobs_that_ended_last_are_not_those_of_the_latest_deadlines() {
+    let (_file, store) = fresh().await;
+    let paid: &[Says] = &[[CLAIMED, 1], [COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1], [CLAIMED, 2], [CLAIMED, 3]];
+    let blocks = chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], paid, &[], &[[REFUNDED, 2]]]);
+    extend(&store, &blocks).await.unwrap();
+    sqlx::query("UPDATE job SET deadline = 1020 WHERE id <> 1").execute(&store.writer).await.unwrap();
+    let brought = async |since, jobs_max| {
+        let history = store.breaker_history(US, UnixSeconds(since), 300, jobs_max).await.unwrap();
+        history.ended.iter().map(|ended| u64::try_from(ended.real).expect("small")).collect::<Vec<_>>()
+    };
+    // Job 1 was paid long before its deadline, then job 3 met its own, then job 2 was refunded.
+    assert_eq!(brought(0, 10).await, [0, 0, 97]);
+    assert_eq!(brought(0, 1).await, [0], "the last one");
+    mine(&store, "claim:3", 3, "claim", blocks[1].0.block, true).await;
+    assert_eq!(brought(1030, 1).await, [0], "also where it ended long ago");
+}
+
+#[tokio::test]
 async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
     use crate::market::ledger::{By, Fate, Ledger, Movement, Why};
     let (_file, store) = fresh().await;
@@ -1463,6 +1550,10 @@ async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
     mine(&store, "claim:1", 1, "claim", blocks[0].0.block, true).await;
     mine(&store, "claim:2", 2, "claim", blocks[1].0.block, false).await;
     store.queue(&[intent("claim:9", 1)]).await.unwrap();
+    let id = open_intents(&store).await[0].id;
+    sign(&store, id, 2, attempt(9)).await.unwrap();
+    let hashes = [1, 9, 77].map(B256::repeat_byte);
+    assert_eq!(store.signed_here(&hashes).await.unwrap(), hashes[..2].iter().copied().collect(), "settled or not");
     let (jobs, spent) = (store.accounts(US).await.unwrap(), store.spent(US).await.unwrap());
     assert_eq!(jobs.iter().map(|job| job.id.0).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(

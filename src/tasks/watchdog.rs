@@ -120,7 +120,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::market::types::JobId;
+    use crate::market::coverage::Coverage;
+    use crate::market::event::{Header, Level, Range};
+    use crate::market::types::{B256, BlockRef, Bytes, JobId, U256, UnixSeconds};
+    use crate::store::{Attempt, Intent, Signed};
 
     #[test]
     fn what_stands_still_is_measured_in_time_and_blocks() {
@@ -148,16 +151,83 @@ mod tests {
         assert_eq!(health.problems(), [], "it may be about to store them");
         metrics.head_block.set(14);
         watchdog.stored.since = Some((0, 10, Instant::now() - STORED_STILL_MAX));
-        store.lease(JobId(7), Duty::Prove, 0).await?;
-        store.lease(JobId(8), Duty::Release, 0).await?;
+        store.lease(JobId(7), Duty::Prove, 60).await?;
         watchdog.pass().await?;
         let told = health.problems();
         assert_eq!(told[0].part, "progress");
         assert!(told[0].reason.contains("block 0 is the newest stored for 120 s while 4 came"), "{told:?}");
-        assert!(!told[0].reason.contains("job"), "it ran out this second: {told:?}");
+        assert!(!told[0].reason.contains("job"), "its lease lasts: {told:?}");
         metrics.head_block.set(0);
         watchdog.pass().await?;
         assert_eq!(health.problems(), []);
+        Ok(())
+    }
+
+    /// Stores blocks `from..=to` in which nothing happens.
+    async fn let_blocks_come(store: &Store, from: u64, to: u64) -> Result<()> {
+        let hash = |number: u64| B256::from(U256::from(number));
+        let header = |number| Header {
+            block: BlockRef { number, hash: hash(number) },
+            parent: hash(number - 1),
+            time: UnixSeconds(number),
+        };
+        let coverage = vec![Coverage::of(from, to, Level::Claimed, None)];
+        store.extend(&Range { headers: (from..=to).map(header).collect(), coverage, logs: Vec::new() }).await?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_never_mined_and_a_lease_that_ran_out_are_told() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let read = |_: &crate::market::event::RawLog| anyhow::bail!("no log is read here");
+        let store = Store::open(&folder.path().join("node.sqlite"), 1, Address::ZERO, Arc::new(read)).await?;
+        let (health, us) = (Health::default(), Address::repeat_byte(1));
+        health.expect(PART, LOOK_EVERY * 100);
+        let mut watchdog = Watchdog::new(store.clone(), health.clone(), Metrics::new(), Some(us));
+        let told = || health.problems().iter().map(|problem| problem.reason.clone()).collect::<Vec<_>>().join("; ");
+        let call = Intent {
+            key: "commit:7".into(),
+            job: Some(JobId(7)),
+            kind: "commit",
+            target: Address::ZERO,
+            data: Bytes::new(),
+            signer: us,
+            gas: Some(1),
+            cost_max: None,
+        };
+        store.queue(&[call]).await?;
+        let bytes = Attempt {
+            hash: B256::repeat_byte(1),
+            raw: Bytes::from_static(b"signed"),
+            fee_cap: 1,
+            tip_cap: 1,
+            signed_at: 1,
+            sent: true,
+            cancels: false,
+        };
+        store.sign(&[Signed { intent: 1, nonce: 4, gas: 1, attempt: bytes }]).await?;
+        let_blocks_come(&store, 100, 100).await?;
+        watchdog.pass().await?;
+        assert_eq!(told(), "", "it was seen just now");
+        watchdog.mined.since = Some((4, 100, Instant::now() - MINED_STILL_MAX));
+        let_blocks_come(&store, 101, 109).await?;
+        watchdog.pass().await?;
+        assert_eq!(told(), "", "few blocks came");
+        let_blocks_come(&store, 110, 110).await?;
+        watchdog.pass().await?;
+        assert!(
+            told().starts_with("1 transactions are signed and the oldest (commit, nonce 4) was in none of 10 blocks")
+        );
+        watchdog.mined.since = Some((4, 100, Instant::now()));
+        // Leases that ended two seconds ago, the second of a duty that nobody works at for long.
+        let ended = 0_u64.wrapping_sub(2);
+        store.lease(JobId(7), Duty::Prove, ended).await?;
+        store.lease(JobId(8), Duty::Release, ended).await?;
+        watchdog.pass().await?;
+        assert!(told().starts_with("job 7 has been at `prove` for 36"), "{}", told());
+        store.release(JobId(7), Duty::Prove, None).await?;
+        watchdog.pass().await?;
+        assert_eq!(told(), "", "it came back");
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use fabstir::market::job::State;
 use fabstir::market::types::{Address, U256};
 use fabstir::node::Node;
 use serde_json::Value;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
 use crate::world::{WAIT_MAX, World, done_once, nothing_left, transactions, until, until_job};
 
@@ -52,6 +53,9 @@ async fn an_operator_pauses_drains_and_resumes() -> Result<()> {
     let (offer, first) = world.ask(&renter, Address::ZERO, 3600).await?;
     until_job(&host, first.job, "paid", |job| matches!(job.state, State::Released { .. })).await?;
 
+    // As the program writes it of itself.
+    let node = serde_json::json!({ "http": host.http_address(), "pid": std::process::id() });
+    std::fs::write(world.folder.path().join("host/node.json"), node.to_string())?;
     told(&world, &["pause", "--reason", "new disk"]).await?;
     until("the node saw it", || async { Ok(not_ready(&host).await?.contains("paused: new disk")) }).await?;
     let order = world.order(Address::ZERO, offer.quote.price, 3600);
@@ -59,7 +63,9 @@ async fn an_operator_pauses_drains_and_resumes() -> Result<()> {
     until_job(&host, second.job, "posted", |job| job.state == State::Posted).await?;
     let_blocks_pass(&host, 12).await?;
     assert_eq!(transactions(&host, second.job, "claim").await?, []);
-    assert!(told(&world, &["status"]).await?["holds"][0]["reason"] == "new disk");
+    let status = told(&world, &["status"]).await?;
+    assert!(status["holds"][0]["reason"] == "new disk");
+    assert!(status["node"]["problems"].to_string().contains("paused: new disk"), "{status}");
 
     let id = second.job.to_string();
     told(&world, &["jobs", "abandon", &id, "--reason", "not this one"]).await?;
@@ -73,7 +79,8 @@ async fn an_operator_pauses_drains_and_resumes() -> Result<()> {
     told(&world, &["jobs", "retry", &id]).await?;
     until_job(&host, second.job, "claimed", |job| job.host().is_some()).await?;
 
-    std::fs::write(world.folder.path().join("host/node.json"), "{}")?;
+    let owed = told(&world, &["drain"]).await?;
+    assert_eq!((&owed["jobs"][0]["job"], owed["owed"].as_u64() >= Some(1)), (&second.job.0.into(), true), "{owed}");
     assert_eq!(told(&world, &["drain", "--wait"]).await?["owed"], 0);
     let done = host.store.job(second.job).await?.context("stored")?;
     assert!(matches!(done.state, State::Released { .. }), "{:?}", done.state);
@@ -95,6 +102,27 @@ async fn an_operator_pauses_drains_and_resumes() -> Result<()> {
     books_add_up(&world, &host).await?;
     nothing_left(&host).await?;
     host.stop().await;
+    what_is_not_settled_is_no_strangers(&world).await
+}
+
+/// As a node leaves it that ended before it read its last receipt: the transaction is the node's, and the books say so.
+async fn what_is_not_settled_is_no_strangers(world: &World) -> Result<()> {
+    let checked = async || {
+        let output = fabstir(world, &["ledger", "--check", "--json"]).await?;
+        Ok::<_, anyhow::Error>(serde_json::from_slice::<Value>(&output.stdout)?["check"].clone())
+    };
+    let settled = checked().await?;
+    let options = SqliteConnectOptions::new().filename(world.folder.path().join("host/node.sqlite"));
+    let pool = SqlitePool::connect_with(options).await?;
+    for statement in [
+        "UPDATE tx_intent SET state = 'signed' WHERE nonce = (SELECT max(nonce) FROM tx_intent)",
+        "DELETE FROM tx_receipt WHERE hash IN (SELECT hash FROM tx_attempt JOIN tx_intent ON tx_intent.id = intent
+                                               WHERE state = 'signed')",
+    ] {
+        assert!(sqlx::query(statement).execute(&pool).await?.rows_affected() > 0, "{statement}");
+    }
+    assert_eq!(settled["others"].as_array().map(Vec::len), Some(1), "the gift");
+    assert_eq!(checked().await?, settled);
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use fabstir::market::types::{Address, U256};
 use fabstir::node::Node;
 use fabstir::renter::Renter;
 use serde_json::Value;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
 use crate::world::{World, peer, python, root, until, until_job};
 
@@ -61,6 +62,40 @@ fn what_the_user_got_wrong_is_named_and_exits_with_2() -> Result<()> {
     assert_eq!(code(&help), Some(0));
     assert!(String::from_utf8_lossy(&help.stdout).contains("fabstir demo"));
     assert!(String::from_utf8_lossy(&fabstir(&["completions", "bash"])?.stdout).contains("_fabstir"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_command_changes_the_format_of_the_file_of_a_node_that_runs() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (config, data) = (folder.path().join("node.toml"), folder.path().join("data"));
+    // The example of a node that is no host.
+    let example = include_str!("../../config.example.toml");
+    let observer = example.split("# Leave this section out").next().context("a first part")?;
+    std::fs::write(&config, observer)?;
+    // As a program left it that did not know the last migration.
+    std::fs::create_dir(&data)?;
+    let options = SqliteConnectOptions::new().filename(data.join("node.sqlite")).create_if_missing(true);
+    let (pool, migrations) = (SqlitePool::connect_with(options).await?, sqlx::migrate!());
+    let versions: Vec<i64> = migrations.iter().map(|migration| migration.version).collect();
+    migrations.run_to(versions[versions.len() - 2], &pool).await?;
+    let format =
+        async || sqlx::query_scalar::<_, i64>("SELECT max(version) FROM _sqlx_migrations").fetch_one(&pool).await;
+    let older = format().await?;
+    let status = || fabstir(&["status", "-c", &config.display().to_string()]);
+    std::fs::write(data.join("node.json"), serde_json::json!({ "pid": std::process::id() }).to_string())?;
+    for arguments in [&["status"][..], &["pause"], &["index", "--once"]] {
+        let refused = fabstir(&[arguments, &["-c", &config.display().to_string()]].concat())?;
+        assert_eq!(code(&refused), Some(2), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("restart the node first"), "{}", stderr(&refused));
+    }
+    assert_eq!(format().await?, older);
+    std::fs::remove_file(data.join("node.json"))?;
+    let migrated = status()?;
+    assert_eq!(code(&migrated), Some(0), "{}", stderr(&migrated));
+    assert!(format().await? > older);
+    std::fs::write(data.join("node.json"), serde_json::json!({ "pid": std::process::id() }).to_string())?;
+    assert_eq!(code(&status()?), Some(0), "of the same format it is opened beside the node");
     Ok(())
 }
 
