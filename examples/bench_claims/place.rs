@@ -15,6 +15,8 @@ use serde_json::json;
 use sha2::Digest;
 
 const PROMPT: &str = "Hi";
+/// What a job pays, in wei: enough for its gas at any fee a part of this benchmark allows.
+const PAYMENT: u128 = ETH / 50;
 const ETH: u128 = 1_000_000_000_000_000_000;
 /// Stakes of a job's worth that a host brings, in FAB's smallest unit: for some thousand open jobs.
 const STAKE: u128 = 100_000 * ETH;
@@ -103,7 +105,7 @@ impl Place {
             requires_proof: false,
             seconds: 3600,
             token: Address::ZERO,
-            payment: U256::from(ETH / 1000),
+            payment: U256::from(PAYMENT),
         };
         let orders: Vec<_> = (0..jobs).map(|_| (order(), None)).collect();
         let call = self.book.contracts.post_all(&orders);

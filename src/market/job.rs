@@ -476,6 +476,24 @@ impl Job {
     }
 }
 
+/// Returns whether a call for `job`, where the chain has it and it has not ended, can only cost: the claim of a job that another has,
+/// that nobody can do any more, that we gave up, or that a reorg took away or gave to another order; the result of such another
+/// order; and the giving up of a job that was taken up again.
+pub fn in_vain(kind: &str, job: Option<&Job>, us: Address, now: UnixSeconds) -> bool {
+    match (kind, job) {
+        ("claim", None) => true,
+        ("claim", Some(job)) => {
+            let ours = job.chosen && job.abandoned.is_none();
+            (job.state == State::Posted && !ours)
+                || job.host().is_some_and(|host| host != us)
+                || job.terms.deadline <= now
+        }
+        ("commit" | "complete", Some(job)) => job.inferred.is_none(),
+        ("fail", Some(job)) => job.next(us, now) != Next::Do(Duty::Fail),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -753,6 +771,41 @@ mod tests {
         owes(&with(&[escrow(), released(), inferred()]), RELEASE_AT, Do(Announce));
         owes(&with(&[escrow(), released(), inferred(), announced()]), RELEASE_AT, Done(Settled));
         owes(&with(&[escrow(), released()]), RELEASE_AT, Done(Settled));
+    }
+
+    #[test]
+    fn what_can_only_cost_is_in_vain_and_nothing_else() {
+        let Fact::Chain { event: Event::JobTerms { terms, .. }, .. } = posted() else { panic!("terms") };
+        let other = chain(Event::JobTerms { job: ID, terms: Terms { input: "other".into(), ..terms.clone() } });
+        let at = UnixSeconds(EARLY);
+        let chosen = Fact::Work(Work::Chosen { at, reasons: Vec::new(), deal: Some(terms.deal()) });
+        let (output, transcript, order) = (Cid::of(b"o"), Cid::of(b"t"), Some(terms.order()));
+        let inferred = Fact::Work(Work::Inferred { at, commitment: COMMITMENT, output, transcript, order });
+        let given_up = Fact::Work(Work::Abandoned { at, reason: "no disk".into() });
+        let again = Fact::Work(Work::Retried { at });
+        let in_vain = |kind, facts: &[&Fact]| {
+            let facts: Vec<Fact> = facts.iter().copied().cloned().collect();
+            super::in_vain(kind, Job::fold(ID, &facts).expect("no conflict").as_ref(), US, at)
+        };
+        let (posted, ours, theirs) = (&posted(), &claimed(US), &claimed(RIVAL));
+
+        assert!(in_vain("claim", &[]), "a reorg took the posting");
+        assert!(!in_vain("claim", &[posted, &chosen]));
+        assert!(super::in_vain("claim", Some(&job(&[posted.clone(), chosen.clone()])), US, UnixSeconds(DEADLINE)));
+        assert!(in_vain("claim", &[&other, &chosen]), "another order has the number");
+        assert!(in_vain("claim", &[posted, &chosen, &given_up]));
+        assert!(in_vain("claim", &[posted, theirs, &chosen]));
+        assert!(!in_vain("claim", &[posted, ours, &chosen]), "it is on chain: leave it");
+        for kind in ["commit", "complete"] {
+            assert!(!in_vain(kind, &[posted, ours, &chosen, &inferred]));
+            assert!(in_vain(kind, &[&other, ours, &chosen, &inferred]), "{kind}");
+            assert!(!in_vain(kind, &[]), "nothing is known of it");
+        }
+        assert!(!in_vain("fail", &[posted, ours, &given_up]));
+        assert!(in_vain("fail", &[posted, ours, &given_up, &again]), "taken up again");
+        for kind in ["release", "fill"] {
+            assert!(!in_vain(kind, &[]) && !in_vain(kind, &[posted]), "{kind}: it is our money, or our nonce");
+        }
     }
 
     #[test]

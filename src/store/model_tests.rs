@@ -14,10 +14,8 @@ use proptest::prelude::*;
 use super::tests::{Block, COMMITMENT, File, MARKETPLACE, RIVAL, US, range, terms};
 use super::*;
 use crate::market::event::{Header, Terms};
-use crate::market::job::{Duty, Next, Outcome, State, Work};
+use crate::market::job::{Duty, Next, Outcome, State, Work, in_vain};
 use crate::market::types::{Bytes, Cid};
-use crate::tasks::scheduler::claim_is_over;
-use crate::tasks::submitter::is_in_vain;
 
 /// One step of the world or of a task.
 #[derive(Debug, Clone)]
@@ -423,7 +421,7 @@ impl Model {
             let ours = !ended && matches!(job.state, State::Claimed { .. } | State::Committed { .. });
             let hoped = job.state == State::Posted && job.chosen && !job.claim_failed;
             let states = claims.get(&(job.id, "claim".to_owned()));
-            let failed = hoped && states.is_some_and(|states| claim_is_over(states));
+            let failed = hoped && states.is_some_and(|states| IntentState::claim_is_over(states));
             if failed && !ended {
                 store.record(job.id, &Work::ClaimFailed { at: now, reason: "refused".into() }).await.unwrap();
             }
@@ -586,7 +584,7 @@ impl Model {
                 continue;
             }
             let job = jobs.iter().find(|job| Some(job.id) == intent.job);
-            let in_vain = is_in_vain(&intent.kind, job.map(|job| &**job), US, now);
+            let in_vain = in_vain(&intent.kind, job.map(|job| &**job), US, now);
             let first = (!order || intent.kind == "claim") && std::mem::take(&mut oldest);
             let cancels = last.cancels || in_vain || (order && first);
             if let Some(id) = intent.job.filter(|_| in_vain && intent.kind == "claim" && !last.cancels)

@@ -67,6 +67,11 @@ impl IntentState {
         matches!(self, Self::Reverted | Self::Cancelled | Self::Foreign | Self::Dropped)
     }
 
+    /// Returns whether the claims of a job that is posted lead nowhere: none was made, or the one that was made is given back.
+    pub fn claim_is_over(claims: &[Self]) -> bool {
+        claims.iter().all(|state| state.came_to_nothing()) || claims.contains(&Self::Mined)
+    }
+
     fn read(text: &str) -> Result<Self> {
         let state = Self::ALL.into_iter().find(|state| state.name() == text);
         state.with_context(|| format!("unknown intent state {text:?} in the database"))

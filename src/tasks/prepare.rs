@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::StreamExt;
 
-use super::{INDEXER, LONG_PASS_MAX, Pass, Task, abandon};
+use super::{INDEXER, LONG_PASS_MAX, Pass, Task, abandon, worth};
 use crate::chain::Chain;
 use crate::chain::call::Call;
 use crate::content::Content;
@@ -35,6 +35,7 @@ pub struct Prepare {
     pub content: Content,
     pub health: Health,
     pub us: Address,
+    pub fee_bps: u16,
     /// What must stand on the block that an action rests on.
     pub gates: Gates,
     /// The newest block we knew when the contract last refused a job's call: at that block it is not asked again.
@@ -138,8 +139,8 @@ impl Prepare {
                     data,
                     signer: self.us,
                     gas: None,
-                    // Of a job that is ours: stake stands for it until it ends.
-                    cost_max: None,
+                    // Of a job that is ours: stake stands for it until it ends. Money that is due can wait for cheaper gas.
+                    cost_max: worth(&job.terms, self.fee_bps).filter(|_| duty == Duty::Release),
                 }),
                 Err(error) => failed = failed.or(Some(error)),
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{Guard, INDEXER, Pass, Sight, Survey, Task, abandon};
+use super::{Guard, INDEXER, Pass, Sight, Survey, Task, abandon, worth};
 use crate::chain::Contracts;
 use crate::content::Content;
 use crate::failpoint::{self, Point};
@@ -110,7 +110,7 @@ impl Scheduler {
                 abandon(&self.store, job.id, format!("{left} s are left and it is not computed: too late")).await?;
             }
             let states = claims.get(&(job.id, "claim".to_owned()));
-            let failed = states.is_some_and(|states| claim_is_over(states));
+            let failed = states.is_some_and(|states| IntentState::claim_is_over(states));
             if failed && !ended && job.doubt.is_none() {
                 let reason = "the claim was refused, or given back".to_owned();
                 tracing::warn!(job = %job.id, reason, "gave up job");
@@ -175,14 +175,10 @@ impl Scheduler {
             data: call.data,
             signer: self.us,
             gas: Some(CLAIM_GAS),
-            cost_max: None,
+            // Whatever gas costs then: more than the job pays is lost.
+            cost_max: worth(&job.terms, self.policy.fee_bps),
         };
         let work = Work::Chosen { at: at.now, reasons: verdict.lines(), deal: Some(job.terms.deal()) };
         Ok(Some(Choice { job: job.id, work, claim }))
     }
-}
-
-/// Returns whether the claims of a job that is posted lead nowhere: none was made, or the one that was made is given back.
-pub(crate) fn claim_is_over(states: &[IntentState]) -> bool {
-    states.iter().all(|state| state.came_to_nothing()) || states.contains(&IntentState::Mined)
 }

@@ -15,8 +15,8 @@ use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
 use crate::failpoint::{self, Point};
 use crate::http::{Kind, Metrics};
-use crate::market::job::{Duty, Job, Next, State};
-use crate::market::types::{Address, B256, Bytes, JobId, U256, UnixSeconds};
+use crate::market::job::in_vain;
+use crate::market::types::{B256, Bytes, JobId, U256};
 use crate::store::{Attempt, Intent, OpenIntent, OrderKind, Signed, Store, TxOrder, clock};
 
 /// Unmined bytes are sent again after this long, in case no node kept them; after refusals later and later.
@@ -350,7 +350,7 @@ impl Submitter {
         let (now, us) = (self.store.time().await?, self.signer.address());
         let jobs: HashMap<JobId, _> = self.store.live_jobs().await?.into_iter().map(|job| (job.id, job)).collect();
         let job = |intent: &OpenIntent| intent.job.and_then(|job| jobs.get(&job)).map(|job| &**job);
-        Ok(signed.iter().filter(|it| is_in_vain(&it.kind, job(it), us, now)).map(|intent| intent.id).collect())
+        Ok(signed.iter().filter(|it| in_vain(&it.kind, job(it), us, now)).map(|intent| intent.id).collect())
     }
 
     /// Signs empty transactions for nonces that are missing before ours, so that ours get their turn: they were lost with an older
@@ -396,97 +396,5 @@ impl Submitter {
         let own = intent.cost_max.map_or(u128::MAX, |wei| (wei / U256::from(gas.max(1))).saturating_to());
         let fee_cap = fees.fee_cap.min(self.limits.fee_cap_max).min(own);
         Fees { fee_cap, tip_cap: fees.tip_cap.min(fee_cap) }
-    }
-}
-
-/// Returns whether a call for `job`, where the chain has it and it has not ended, can only cost: the claim of a job that another has,
-/// that nobody can do any more, that we gave up, or that a reorg took away or gave to another order; the result of such another
-/// order; and the giving up of a job that was taken up again.
-pub(crate) fn is_in_vain(kind: &str, job: Option<&Job>, us: Address, now: UnixSeconds) -> bool {
-    match (kind, job) {
-        ("claim", None) => true,
-        ("claim", Some(job)) => {
-            let ours = job.chosen && job.abandoned.is_none();
-            (job.state == State::Posted && !ours)
-                || job.host().is_some_and(|host| host != us)
-                || job.terms.deadline <= now
-        }
-        ("commit" | "complete", Some(job)) => job.inferred.is_none(),
-        ("fail", Some(job)) => job.next(us, now) != Next::Do(Duty::Fail),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::market::event::{Commitment, Event, Terms};
-    use crate::market::job::{Fact, Work};
-    use crate::market::types::{BlockRef, Cid};
-
-    const US: Address = Address::repeat_byte(0xaa);
-    const RIVAL: Address = Address::repeat_byte(0xbb);
-    const DEADLINE: u64 = 1000;
-    const COMMITMENT: Commitment =
-        Commitment { root: B256::ZERO, tokens: 1, result_hash: B256::ZERO, tokens_digest: B256::ZERO };
-
-    fn terms(input: &str) -> Terms {
-        Terms {
-            renter: Address::ZERO,
-            model: "m".into(),
-            input: input.into(),
-            max_tokens: 8,
-            temperature_milli: 0,
-            seed: 1,
-            payment: U256::from(1),
-            token: Address::ZERO,
-            deadline: UnixSeconds(DEADLINE),
-            requires_proof: true,
-            min_gpu_memory: 0,
-            min_reputation: 0,
-            reserved_for: None,
-            region: None,
-        }
-    }
-
-    fn job(input: &str, events: &[Event], works: &[Work]) -> Job {
-        let (id, block) = (JobId(7), BlockRef { number: 5, hash: B256::ZERO });
-        let chain = |event: &Event| Fact::Chain { event: event.clone(), block };
-        let posted = Fact::Chain { event: Event::JobTerms { job: id, terms: terms(input) }, block };
-        let facts = [posted].into_iter().chain(events.iter().map(chain)).chain(works.iter().cloned().map(Fact::Work));
-        Job::fold(id, &facts.collect::<Vec<_>>()).expect("no conflict").expect("posted")
-    }
-
-    #[test]
-    fn what_can_only_cost_is_in_vain_and_nothing_else() {
-        let (id, at) = (JobId(7), UnixSeconds(1));
-        let claimed = |host| Event::JobClaimed { job: id, host };
-        let chosen = Work::Chosen { at, reasons: Vec::new(), deal: Some(terms("a").deal()) };
-        let order = Some(terms("a").order());
-        let (output, transcript) = (Cid::of(b"o"), Cid::of(b"t"));
-        let inferred = Work::Inferred { at, commitment: COMMITMENT, output, transcript, order };
-        let given_up = Work::Abandoned { at, reason: "no disk".into() };
-        let in_vain = |kind, job: Option<&Job>| is_in_vain(kind, job, US, at);
-
-        assert!(in_vain("claim", None), "a reorg took the posting");
-        let ours = job("a", &[], &[chosen.clone()]);
-        assert!(!in_vain("claim", Some(&ours)));
-        assert!(is_in_vain("claim", Some(&ours), US, UnixSeconds(DEADLINE)), "too late");
-        assert!(in_vain("claim", Some(&job("b", &[], &[chosen.clone()]))), "another order has the number");
-        assert!(in_vain("claim", Some(&job("a", &[], &[chosen.clone(), given_up.clone()]))));
-        assert!(in_vain("claim", Some(&job("a", &[claimed(RIVAL)], &[chosen.clone()]))));
-        assert!(!in_vain("claim", Some(&job("a", &[claimed(US)], &[chosen.clone()]))), "it is on chain: leave it");
-
-        for kind in ["commit", "complete"] {
-            assert!(!in_vain(kind, Some(&job("a", &[claimed(US)], &[chosen.clone(), inferred.clone()]))));
-            assert!(in_vain(kind, Some(&job("b", &[claimed(US)], &[chosen.clone(), inferred.clone()]))), "{kind}");
-            assert!(!in_vain(kind, None), "nothing is known of it");
-        }
-        assert!(!in_vain("fail", Some(&job("a", &[claimed(US)], &[given_up.clone()]))));
-        let again = [given_up, Work::Retried { at }];
-        assert!(in_vain("fail", Some(&job("a", &[claimed(US)], &again))), "taken up again");
-        for kind in ["release", "fill"] {
-            assert!(!in_vain(kind, None) && !in_vain(kind, Some(&ours)), "{kind}: it is our money, or our nonce");
-        }
     }
 }

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
+use super::super::breaker::expected;
 use super::super::event::Level;
 use super::super::gate::Ground;
 use super::super::job::{Job, State};
 use super::super::types::{self, Address, ModelId, U256, UnixSeconds};
-use super::{Circumstances, Load, Outlook, Policy, Races, Served, Standing, Turn, net_of_fee};
+use super::{Circumstances, Load, Outlook, Policy, Races, Served, Standing, Turn};
 
 /// What a replay assumes.
 pub const ASSUMED: [&str; 8] = [
@@ -185,7 +186,7 @@ impl Tally {
         if !earns {
             return;
         }
-        let net = job.escrow_released.map_or_else(|| net_of_fee(terms.payment, given.fee_bps), |(net, _)| net);
+        let net = job.escrow_released.map_or_else(|| expected(terms.payment, given.fee_bps), |(net, _)| net);
         let net = share(net, chance);
         let income = self.income.entry(terms.token).or_default();
         income.net = income.net.saturating_add(net);

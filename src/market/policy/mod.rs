@@ -338,8 +338,3 @@ impl Policy {
 fn millis(tokens: u64, per_1000_s: u64) -> u64 {
     tokens.saturating_mul(1_000_000).div_ceil(per_1000_s.max(1))
 }
-
-fn net_of_fee(payment: U256, fee_bps: u16) -> U256 {
-    // Past 2^242 the product saturates and the fee comes out too low: the escrow holds real balances, far under that.
-    payment.saturating_sub(payment.saturating_mul(U256::from(fee_bps)) / U256::from(10_000))
-}

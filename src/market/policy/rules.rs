@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::super::types::{Cid, ModelId, U256};
-use super::{Circumstances, Outlook, Policy, Served, Turn, net_of_fee};
+use super::{Circumstances, Outlook, Policy, Served, Turn};
+use crate::market::breaker::expected;
 use crate::market::job::Job;
 
 /// One rule: returns whether `case` passes, and says its numbers.
@@ -85,7 +86,7 @@ impl<'a> Case<'a> {
         let model: Option<ModelId> = terms.model.parse().ok();
         let served = model.and_then(|model| policy.models.get(&model));
         let fee_bps = at.outlook.map_or(policy.fee_bps, |outlook| outlook.fee_bps);
-        let net = net_of_fee(terms.payment, fee_bps);
+        let net = expected(terms.payment, fee_bps);
         let prompt_tokens = policy.prompt_tokens(input.map_or(0, |input| input.length));
         let tokens = prompt_tokens.saturating_add(terms.max_tokens.into());
         let net_wei = policy.limits.wei(terms.token, net);

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::backtest::{Given, PastJob, Tally, replay};
 use super::*;
+use crate::market::breaker::expected;
 use crate::market::event::{Commitment, Event, Level, Terms};
 use crate::market::gate::Gates;
 use crate::market::job::Fact;
@@ -350,8 +351,8 @@ fn no_price_wraps_around() {
 fn a_gross_price_covers_its_net_price_and_no_more_than_needed() {
     for net in [1u64, 40, 977, 1_000_003] {
         let gross = policy().gross(U256::from(net));
-        assert!(net_of_fee(gross, 250) >= U256::from(net), "net {net}");
-        assert!(net_of_fee(gross - U256::from(2), 250) < U256::from(net), "net {net}");
+        assert!(expected(gross, 250) >= U256::from(net), "net {net}");
+        assert!(expected(gross - U256::from(2), 250) < U256::from(net), "net {net}");
     }
 }
 
