@@ -66,6 +66,20 @@ pub enum Work {
 }
 
 impl Work {
+    /// Returns when it was finished.
+    pub fn at(&self) -> UnixSeconds {
+        match self {
+            Work::Chosen { at, .. }
+            | Work::Withdrawn { at }
+            | Work::Inferred { at, .. }
+            | Work::Proved { at, .. }
+            | Work::Announced { at }
+            | Work::ClaimFailed { at, .. }
+            | Work::Abandoned { at, .. }
+            | Work::Retried { at } => *at,
+        }
+    }
+
     /// Returns the fact's name in a timeline.
     pub fn name(&self) -> &'static str {
         match self {

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use alloy::hex;
 use anyhow::{Context, Result, ensure};
-use sqlx::{Row, SqliteConnection};
+use sqlx::sqlite::Sqlite;
+use sqlx::{QueryBuilder, Row, SqliteConnection};
 
+use super::projection::ROWS_PER_STATEMENT;
 use super::{SqliteRow, Store, address, amount, clock, hash};
 use crate::failpoint::{self, Point};
 use crate::market::types::{Address, B256, BlockRef, Bytes, JobId, U256};
@@ -144,10 +147,7 @@ impl Store {
             return Ok(0);
         }
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let mut added = 0;
-        for intent in intents {
-            added += usize::from(insert_intent(&mut tx, intent).await?);
-        }
+        let added = insert_intents(&mut tx, intents.iter()).await?;
         tx.commit().await?;
         self.wake();
         Ok(added)
@@ -193,12 +193,22 @@ impl Store {
         Ok(intents)
     }
 
+    /// Returns how many intents of `signer` are signed and not settled.
+    pub async fn in_flight(&self, signer: Address) -> Result<usize> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM tx_intent WHERE signer = ? AND state = 'signed'")
+            .bind(signer.as_slice())
+            .fetch_one(&self.readers)
+            .await?;
+        Ok(count as usize)
+    }
+
     /// Returns at most `limit` queued intents of `signer` whose gas limit is known, in the order in which they are to be signed: claims
     /// last, because everything else is of jobs that are ours already, and only where `claims` are wanted.
     pub async fn ready_intents(&self, signer: Address, limit: usize, claims: bool) -> Result<Vec<OpenIntent>> {
         let claims = if claims { "" } else { "AND kind <> 'claim'" };
         let which = format!(
-            "state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' {claims} AND {NOT_IN_DOUBT} ORDER BY kind = 'claim', id"
+            "state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' {claims} AND {NOT_IN_DOUBT}
+             AND id NOT IN (SELECT intent FROM tx_order WHERE what = 'cancel') ORDER BY kind = 'claim', id"
         );
         self.intents(signer, &which, limit as i64).await
     }
@@ -318,15 +328,15 @@ impl Store {
         if attempts.is_empty() {
             return Ok(());
         }
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        for attempt in attempts {
-            sqlx::query("UPDATE tx_attempt SET sent_at = ? WHERE hash = ? AND sent_at IS NULL")
-                .bind(clock().0 as i64)
-                .bind(attempt.as_slice())
-                .execute(&mut *tx)
-                .await?;
-        }
-        Ok(tx.commit().await?)
+        let hashes: Vec<String> = attempts.iter().map(hex::encode).collect();
+        sqlx::query(
+            "UPDATE tx_attempt SET sent_at = ? WHERE hash IN (SELECT unhex(value) FROM json_each(?)) AND sent_at IS NULL",
+        )
+        .bind(clock().0 as i64)
+        .bind(serde_json::to_string(&hashes)?)
+        .execute(&self.writer)
+        .await?;
+        Ok(())
     }
 
     /// Ends a queued intent that will never be signed, and says why.
@@ -401,59 +411,68 @@ impl Store {
 async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Result<()> {
     use sqlx::Connection;
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
-    for Signed { intent, nonce, gas, attempt } in signed {
+    for signed in signed.chunks(ROWS_PER_STATEMENT) {
+        let rows: Vec<(i64, u64, u64)> = signed.iter().map(|it| (it.intent, it.nonce, it.gas)).collect();
+        let nonces = || rows.iter().map(|(intent, nonce, _)| format!("nonce {nonce} to intent {intent}"));
         let updated = sqlx::query(
-            "UPDATE tx_intent SET nonce = ?, gas = ?, state = 'signed' WHERE id = ? AND state IN ('queued', 'signed')",
+            "UPDATE tx_intent SET nonce = value ->> 1, gas = value ->> 2, state = 'signed' FROM json_each(?)
+             WHERE tx_intent.id = value ->> 0 AND state IN ('queued', 'signed')",
         )
-        .bind(*nonce as i64)
-        .bind(*gas as i64)
-        .bind(intent)
+        .bind(serde_json::to_string(&rows)?)
         .execute(&mut *tx)
         .await
-        .with_context(|| format!("give nonce {nonce} to intent {intent}"))?;
-        ensure!(updated.rows_affected() > 0, "intent {intent} is finished: nothing to sign");
-        sqlx::query(
-            "INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at, cancels) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(attempt.hash.as_slice())
-        .bind(intent)
-        .bind(attempt.raw.as_ref())
-        .bind(attempt.fee_cap.to_string())
-        .bind(attempt.tip_cap.to_string())
-        .bind(attempt.signed_at as i64)
-        .bind(attempt.cancels)
-        .execute(&mut *tx)
-        .await?;
+        .with_context(|| format!("give {}", nonces().collect::<Vec<_>>().join(", ")))?;
+        ensure!(
+            updated.rows_affected() as usize == signed.len(),
+            "one of these intents is finished: nothing to sign ({})",
+            nonces().collect::<Vec<_>>().join(", ")
+        );
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at, cancels) ",
+        );
+        query.push_values(signed, |mut values, Signed { intent, attempt, .. }| {
+            values.push_bind(attempt.hash.to_vec()).push_bind(*intent).push_bind(attempt.raw.to_vec());
+            values.push_bind(attempt.fee_cap.to_string()).push_bind(attempt.tip_cap.to_string());
+            values.push_bind(attempt.signed_at as i64).push_bind(attempt.cancels);
+        });
+        query.build().execute(&mut *tx).await?;
     }
     failpoint::hit(Point::BeforeSignCommit).await?;
     tx.commit().await?;
     failpoint::hit(Point::AfterSignCommit).await
 }
 
-pub(super) async fn insert_intent(tx: &mut SqliteConnection, intent: &Intent) -> Result<bool> {
-    sqlx::query(
-        "UPDATE tx_intent SET key = key || '~' || id WHERE key = ? AND state NOT IN ('queued', 'signed', 'mined')",
-    )
-    .bind(&intent.key)
-    .execute(&mut *tx)
-    .await?;
-    let added = sqlx::query(
-        "INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?) ON CONFLICT (key) DO NOTHING",
-    )
-    .bind(&intent.key)
-    .bind(intent.job.map(|job| job.0 as i64))
-    .bind(intent.kind)
-    .bind(intent.target.as_slice())
-    .bind(intent.data.as_ref())
-    .bind(intent.signer.as_slice())
-    .bind(intent.gas.map(|gas| gas as i64))
-    .bind(intent.cost_max.map(|wei| wei.to_string()))
-    .bind(clock().0 as i64)
-    .execute(tx)
-    .await
-    .with_context(|| format!("queue intent {}", intent.key))?;
-    Ok(added.rows_affected() > 0)
+/// Queues intents, and returns how many were added; see [`Store::queue`].
+pub(super) async fn insert_intents<'a>(
+    tx: &mut SqliteConnection,
+    intents: impl Iterator<Item = &'a Intent>,
+) -> Result<usize> {
+    let intents: Vec<&Intent> = intents.collect();
+    let mut added = 0;
+    for intents in intents.chunks(ROWS_PER_STATEMENT) {
+        let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
+        sqlx::query(
+            "UPDATE tx_intent SET key = key || '~' || id
+             WHERE key IN (SELECT value FROM json_each(?)) AND state NOT IN ('queued', 'signed', 'mined')",
+        )
+        .bind(serde_json::to_string(&keys)?)
+        .execute(&mut *tx)
+        .await?;
+        let now = clock().0 as i64;
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at) ",
+        );
+        query.push_values(intents, |mut values, intent| {
+            values.push_bind(&intent.key).push_bind(intent.job.map(|job| job.0 as i64)).push_bind(intent.kind);
+            values.push_bind(intent.target.to_vec()).push_bind(intent.data.to_vec()).push_bind(intent.signer.to_vec());
+            values.push_bind(intent.gas.map(|gas| gas as i64)).push_bind(intent.cost_max.map(|wei| wei.to_string()));
+            values.push_bind("queued").push_bind(now);
+        });
+        query.push(" ON CONFLICT (key) DO NOTHING");
+        let done = query.build().execute(&mut *tx).await;
+        added += done.with_context(|| format!("queue intents {}", keys.join(", ")))?.rows_affected() as usize;
+    }
+    Ok(added)
 }
 
 fn attempt(row: &SqliteRow) -> Result<Attempt> {

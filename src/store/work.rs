@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use sqlx::{Row, SqliteConnection};
+use sqlx::sqlite::Sqlite;
+use sqlx::{QueryBuilder, Row, SqliteConnection};
 
-use super::tx::{Intent, insert_intent};
+use super::projection::ROWS_PER_STATEMENT;
+use super::tx::{Intent, insert_intents};
 use super::{Store, address, clock};
 use crate::market::job::{Duty, Work};
 use crate::market::receipt::SignedReceipt;
@@ -35,27 +37,36 @@ impl Store {
     /// earlier claim stands or is under way is left as it is, and so is every one past `slots` reservations, or while something holds
     /// claiming back. Returns the jobs that were chosen now.
     pub async fn choose(&self, choices: &[Choice], slots: u32) -> Result<Vec<JobId>> {
-        let mut chosen = Vec::new();
+        let jobs: Vec<JobId> = choices.iter().map(|choice| choice.job).collect();
+        let keys: Vec<&str> = choices.iter().map(|choice| choice.claim.key.as_str()).collect();
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        for Choice { job, work, claim } in choices {
-            let reserved = sqlx::query(
-                "INSERT INTO reservation (job, at) SELECT ?1, ?2 WHERE (SELECT count(*) FROM reservation) < ?3
-                 AND NOT EXISTS (SELECT 1 FROM tx_intent WHERE key = ?4 AND state IN ('queued', 'signed', 'mined'))
-                 AND NOT EXISTS (SELECT 1 FROM hold)
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(job.0 as i64)
+        let (taken, held): (i64, bool) =
+            sqlx::query_as("SELECT (SELECT count(*) FROM reservation), EXISTS (SELECT 1 FROM hold)")
+                .fetch_one(&mut *tx)
+                .await?;
+        let busy: Vec<i64> = sqlx::query_scalar(
+            "SELECT job FROM reservation WHERE job IN (SELECT value FROM json_each(?))
+             UNION SELECT job FROM tx_intent
+             WHERE key IN (SELECT value FROM json_each(?)) AND state IN ('queued', 'signed', 'mined')",
+        )
+        .bind(serde_json::to_string(&jobs)?)
+        .bind(serde_json::to_string(&keys)?)
+        .fetch_all(&mut *tx)
+        .await?;
+        let room = if held { 0 } else { i64::from(slots).saturating_sub(taken).max(0) as usize };
+        let free = |choice: &&Choice| !busy.contains(&(choice.job.0 as i64));
+        let made: Vec<&Choice> = choices.iter().filter(free).take(room).collect();
+        let chosen: Vec<JobId> = made.iter().map(|choice| choice.job).collect();
+        if chosen.is_empty() {
+            return Ok(chosen);
+        }
+        sqlx::query("INSERT INTO reservation (job, at) SELECT value, ? FROM json_each(?)")
             .bind(clock().0 as i64)
-            .bind(i64::from(slots))
-            .bind(&claim.key)
+            .bind(serde_json::to_string(&chosen)?)
             .execute(&mut *tx)
             .await?;
-            if reserved.rows_affected() > 0 {
-                insert_work(&mut tx, *job, work).await?;
-                insert_intent(&mut tx, claim).await?;
-                chosen.push(*job);
-            }
-        }
+        insert_works(&mut tx, made.iter().map(|choice| (choice.job, &choice.work))).await?;
+        insert_intents(&mut tx, made.iter().map(|choice| &choice.claim)).await?;
         tx.commit().await?;
         self.live.touch(chosen.iter().copied());
         self.wake();
@@ -309,23 +320,24 @@ async fn free(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<()> {
 }
 
 pub(super) async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
-    let at = match work {
-        Work::Chosen { at, .. }
-        | Work::Withdrawn { at }
-        | Work::Inferred { at, .. }
-        | Work::Proved { at, .. }
-        | Work::Announced { at }
-        | Work::ClaimFailed { at, .. }
-        | Work::Abandoned { at, .. }
-        | Work::Retried { at } => *at,
-    };
-    sqlx::query("INSERT INTO work (job, did, body, at) VALUES (?, ?, ?, ?)")
-        .bind(job.0 as i64)
-        .bind(work.name())
-        .bind(serde_json::to_string(work).context("write work")?)
-        .bind(at.0 as i64)
-        .execute(tx)
-        .await
-        .with_context(|| format!("record {} of job {job}", work.name()))?;
+    insert_works(tx, [(job, work)].into_iter()).await
+}
+
+async fn insert_works<'a>(
+    tx: &mut SqliteConnection,
+    works: impl ExactSizeIterator<Item = (JobId, &'a Work)>,
+) -> Result<()> {
+    let mut rows = Vec::with_capacity(works.len());
+    for (job, work) in works {
+        rows.push((job, work, serde_json::to_string(work).context("write work")?));
+    }
+    for rows in rows.chunks(ROWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO work (job, did, body, at) ");
+        query.push_values(rows, |mut values, (job, work, body)| {
+            values.push_bind(job.0 as i64).push_bind(work.name()).push_bind(body).push_bind(work.at().0 as i64);
+        });
+        let (job, work, _) = &rows[0];
+        query.build().execute(&mut *tx).await.with_context(|| format!("record {} of job {job}", work.name()))?;
+    }
     Ok(())
 }

@@ -81,24 +81,26 @@ impl Task for Submitter {
             return Ok(Pass::Idle);
         }
         let us = self.signer.address();
-        let mut signed = self.store.signed_intents(us).await?;
+        let (in_flight, claims) = (self.store.in_flight(us).await?, self.guard.refusal().is_none());
+        let ready = self.store.ready_intents(us, self.limits.window.saturating_sub(in_flight), claims).await?;
+        if !ready.is_empty() {
+            let pulse = self.pulse().await?;
+            let fresh = self.sign(ready, &pulse, in_flight == 0).await?;
+            self.deliver(&fresh).await?;
+            if !fresh.is_empty() {
+                // What else waits has waited for long: what is new goes first.
+                return Ok(Pass::Again);
+            }
+        }
+        let signed = self.store.signed_intents(us).await?;
         let attempts: HashSet<B256> = signed.iter().flat_map(|it| it.attempts.iter().map(|it| it.hash)).collect();
         self.on_wire.retain(|hash, _| attempts.contains(hash));
         let orders = self.take_orders(&signed).await?;
-        let (room, claims) = (self.limits.window.saturating_sub(signed.len()), self.guard.refusal().is_none());
-        let ready = self.store.ready_intents(us, room, claims).await?;
-        if ready.is_empty() && signed.is_empty() {
+        if signed.is_empty() {
             return Ok(Pass::Idle);
         }
         let pulse = self.pulse().await?;
-        let fresh = self.sign(ready, &pulse, signed.is_empty()).await?;
-        let more = !fresh.is_empty();
-        signed.extend(fresh);
         self.deliver(&signed).await?;
-        if more && orders.is_empty() {
-            // What waits to be replaced has waited for long: what is new goes first.
-            return Ok(Pass::Again);
-        }
         let mut replaced = self.replace(&signed, &pulse, &orders).await?;
         for (intent, order) in orders {
             tracing::info!(intent, order = order.name(), "took the operator's order");
