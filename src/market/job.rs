@@ -291,6 +291,14 @@ impl Job {
         Ok(job)
     }
 
+    /// Applies what the chain tells next, as if it had been folded with the rest.
+    ///
+    /// # Errors
+    /// [`Conflict`] when it cannot follow: then the job is to be folded from all facts.
+    pub fn follow(&mut self, fact: &Fact) -> Result<(), Conflict> {
+        self.apply(fact)
+    }
+
     fn posted(id: JobId, terms: Terms, posted: BlockRef) -> Job {
         Job {
             id,

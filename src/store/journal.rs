@@ -166,15 +166,15 @@ impl Store {
         extended.jobs = told.iter().map(|(job, _)| *job).collect();
         let touched: Vec<JobId> = extended.jobs.iter().copied().collect();
         let mut facts = self.chain_facts(&mut tx, &touched).await?;
-        told.into_iter().for_each(|(job, fact)| facts.entry(job).or_default().push(fact));
+        told.iter().for_each(|(job, fact)| facts.entry(*job).or_default().push(fact.clone()));
         insert_logs(&mut tx, &entries).await?;
         write(&mut tx, &touched, &facts).await?;
         cover(&mut tx, coverage).await?;
         move_cursor(&mut tx, last.block).await?;
         failpoint::hit(Point::MidExtend).await?;
         tx.commit().await?;
-        self.live.tell(facts);
-        self.live.touch_blocks();
+        self.live.tell(told);
+        self.live.touch_blocks(last.block.number);
         self.wake();
         Ok(extended)
     }

@@ -8,7 +8,6 @@ use anyhow::Result;
 use sqlx::SqliteConnection;
 
 use super::Store;
-use super::projection::Facts;
 use crate::market::job::{Fact, Job, State};
 use crate::market::types::{JobId, UnixSeconds};
 
@@ -31,15 +30,15 @@ pub(super) struct Live {
 #[derive(Debug)]
 struct Stale {
     all: bool,
-    /// With what the chain tells of each, where that is at hand: then it need not be read again.
+    /// With what the chain told of each since it was folded, where that is all that changed: then nothing need be read.
     jobs: BTreeMap<JobId, Option<Vec<Fact>>>,
-    /// Blocks came: they draw the positions of commitments that wait.
-    blocks: bool,
+    /// The newest block, where blocks came: each draws the positions of the commitments in the one before.
+    newest: Option<u64>,
 }
 
 impl Default for Stale {
     fn default() -> Self {
-        Self { all: true, jobs: BTreeMap::new(), blocks: false }
+        Self { all: true, jobs: BTreeMap::new(), newest: None }
     }
 }
 
@@ -48,6 +47,24 @@ struct Folded {
     jobs: BTreeMap<JobId, Arc<Job>>,
     /// `PRAGMA data_version` of the writer's connection, and when it was asked for.
     version: Option<(i64, Instant)>,
+}
+
+impl Folded {
+    /// Has a job follow what the chain told since it was folded. Returns false where that does not do, and all must be read.
+    fn follow(&mut self, id: JobId, news: Option<&[Fact]>) -> bool {
+        let (Some(news), Some(known)) = (news, self.jobs.get_mut(&id)) else { return false };
+        let job = Arc::make_mut(known);
+        news.iter().all(|fact| job.follow(fact).is_ok())
+    }
+
+    /// Returns the jobs with a commitment whose positions a block up to `newest` drew.
+    fn drawn(&self, newest: Option<u64>) -> BTreeSet<JobId> {
+        let Some(newest) = newest else { return BTreeSet::new() };
+        let waits = |job: &&Arc<Job>| {
+            matches!(job.state, State::Committed { .. }) && job.beacon.is_none() && job.rests_on.number < newest
+        };
+        self.jobs.values().filter(waits).map(|job| job.id).collect()
+    }
 }
 
 impl Live {
@@ -60,25 +77,30 @@ impl Live {
     pub(super) fn touch(&self, jobs: impl IntoIterator<Item = JobId>) {
         let mut stale = self.stale.lock().expect("no holder of this lock panics");
         for job in jobs {
-            stale.jobs.entry(job).or_default();
+            stale.jobs.insert(job, None);
         }
     }
 
-    /// Notes all that the chain tells of jobs, of which something is new.
-    pub(super) fn tell(&self, facts: Facts) {
+    /// Notes what the chain tells of jobs, after all that it told before.
+    pub(super) fn tell(&self, news: Vec<(JobId, Fact)>) {
         let mut stale = self.stale.lock().expect("no holder of this lock panics");
-        if stale.jobs.len() + facts.len() > TOLD_MAX {
+        if stale.jobs.len() + news.len() > TOLD_MAX {
             // Nobody asked for long: what is live then is read at once.
             (stale.all, stale.jobs) = (true, BTreeMap::new());
         }
-        if !stale.all {
-            stale.jobs.extend(facts.into_iter().map(|(job, told)| (job, Some(told))));
+        if stale.all {
+            return;
+        }
+        for (job, fact) in news {
+            if let Some(told) = stale.jobs.entry(job).or_insert_with(|| Some(Vec::new())) {
+                told.push(fact);
+            }
         }
     }
 
-    /// Notes that blocks were added.
-    pub(super) fn touch_blocks(&self) {
-        self.stale.lock().expect("no holder of this lock panics").blocks = true;
+    /// Notes that blocks were added, up to this one.
+    pub(super) fn touch_blocks(&self, newest: u64) {
+        self.stale.lock().expect("no holder of this lock panics").newest = Some(newest);
     }
 
     /// Notes that any job may have changed.
@@ -88,17 +110,16 @@ impl Live {
     }
 
     fn take(&self) -> Stale {
-        let none = Stale { all: false, jobs: BTreeMap::new(), blocks: false };
+        let none = Stale { all: false, jobs: BTreeMap::new(), newest: None };
         std::mem::replace(&mut *self.stale.lock().expect("no holder of this lock panics"), none)
     }
 
     fn give_back(&self, taken: Stale) {
         let mut stale = self.stale.lock().expect("no holder of this lock panics");
         stale.all |= taken.all;
-        stale.blocks |= taken.blocks;
-        // What was told of a job then may be old by now.
+        stale.newest = stale.newest.or(taken.newest);
         for job in taken.jobs.into_keys() {
-            stale.jobs.entry(job).or_default();
+            stale.jobs.insert(job, None);
         }
     }
 }
@@ -109,8 +130,8 @@ impl Store {
     pub async fn live_jobs(&self) -> Result<Vec<Arc<Job>>> {
         let mut folded = self.live.folded.lock().await;
         self.see_other_writers(&mut folded).await?;
-        let mut stale = self.live.take();
-        if let Err(error) = self.fold_again(&mut folded, &mut stale).await {
+        let stale = self.live.take();
+        if let Err(error) = self.fold_again(&mut folded, &stale).await {
             self.live.give_back(stale);
             return Err(error);
         }
@@ -133,17 +154,22 @@ impl Store {
         Ok(())
     }
 
-    async fn fold_again(&self, folded: &mut Folded, stale: &mut Stale) -> Result<()> {
+    async fn fold_again(&self, folded: &mut Folded, stale: &Stale) -> Result<()> {
         let since = self.time().await?.0.saturating_sub(EXPIRED_SECONDS);
         let mut reader = self.readers.acquire().await?;
-        let mut wanted: BTreeSet<JobId> = stale.jobs.keys().copied().collect();
+        let mut wanted: BTreeSet<JobId>;
         if stale.all {
             wanted = workable(&mut reader, UnixSeconds(since)).await?.into_iter().collect();
             folded.jobs.retain(|id, _| wanted.contains(id));
         } else {
-            if stale.blocks {
-                let waits = |job: &&Arc<Job>| matches!(job.state, State::Committed { .. }) && job.beacon.is_none();
-                wanted.extend(folded.jobs.values().filter(waits).map(|job| job.id));
+            wanted = folded.drawn(stale.newest);
+            for (id, news) in &stale.jobs {
+                if wanted.contains(id) || !folded.follow(*id, news.as_deref()) {
+                    wanted.insert(*id);
+                }
+            }
+            wanted.append(&mut folded.drawn(stale.newest));
+            if stale.newest.is_some() || !stale.jobs.is_empty() {
                 folded.jobs.retain(|_, job| is_live(job, since));
             }
             if wanted.is_empty() {
@@ -157,16 +183,10 @@ impl Store {
             .await?;
         let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
         let mut fresh: BTreeMap<JobId, Arc<Job>> = BTreeMap::new();
-        let (told, untold): (Vec<JobId>, Vec<JobId>) =
-            ids.into_iter().partition(|id| !stale.all && stale.jobs.get(id).is_some_and(Option::is_some));
-        for ids in untold.chunks(500) {
+        for ids in ids.chunks(500) {
             for job in self.fold(&mut reader, ids).await? {
                 fresh.insert(job.id, Arc::new(job));
             }
-        }
-        let facts = told.iter().filter_map(|id| Some((*id, stale.jobs.get_mut(id)?.take()?))).collect();
-        for job in self.fold_told(&mut reader, &told, facts).await? {
-            fresh.insert(job.id, Arc::new(job));
         }
         for id in wanted {
             match fresh.remove(&id).filter(|job| is_live(job, since)) {

@@ -55,20 +55,7 @@ impl Store {
     /// Folds each of the jobs from its canonical logs, the beacon its commitment waits for, our own work, and what is in doubt. A job that the
     /// chain has not posted is left out.
     pub(super) async fn fold(&self, connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<Job>> {
-        let facts = self.chain_facts(connection, jobs).await?;
-        self.fold_told(connection, jobs, facts).await
-    }
-
-    /// As [`Store::fold`], of all that the chain tells of the jobs.
-    pub(super) async fn fold_told(
-        &self,
-        connection: &mut SqliteConnection,
-        jobs: &[JobId],
-        mut facts: Facts,
-    ) -> Result<Vec<Job>> {
-        if jobs.is_empty() {
-            return Ok(Vec::new());
-        }
+        let mut facts = self.chain_facts(connection, jobs).await?;
         let after_commit = |fact: &Fact| match fact {
             Fact::Chain { event: Event::ResultCommitted { .. }, block } => Some(block.number + 1),
             _ => None,

@@ -1801,4 +1801,19 @@ async fn live_jobs_are_those_that_a_fresh_look_finds_whatever_happened() {
     assert!(!same("retried by another").await[1].chosen);
     extend(&store, &chain(Some(&blocks[1]), 1, &[&[[COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1]]])).await.unwrap();
     assert_eq!(same("paid").await.len(), 1);
+    let mut last = chain(Some(&blocks[1]), 1, &[&[[COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1]]]).pop();
+    let whats: [(&str, &[&[Says]]); 6] = [
+        ("several blocks at once", &[&[[TERMS, 3], [TERMS, 4]], &[[CLAIMED, 3], [CLAIMED, 4]], &[[COMMITTED, 3]], &[]]),
+        ("drawn and completed in one block", &[&[[COMMITTED, 4]]]),
+        ("as above", &[&[[COMPLETED, 4], [DUE, 4]]]),
+        ("what contradicts itself", &[&[[COMPLETED, 2]]]),
+        ("given back", &[&[[REOPENED, 3], [CLAIMED_BY_RIVAL, 3]]]),
+        ("ended", &[&[[RELEASED, 4]]]),
+    ];
+    for (what, says) in whats {
+        let blocks = chain(last.as_ref(), 1, says);
+        extend(&store, &blocks).await.unwrap();
+        same(what).await;
+        last = blocks.into_iter().next_back();
+    }
 }
