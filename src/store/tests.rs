@@ -765,7 +765,7 @@ async fn what_came_to_nothing_makes_room_for_its_key() {
     assert_eq!(store.queue(&[again.clone(), again.clone()]).await.unwrap(), 1);
     let first = open_intents(&store).await[0].id;
     store.drop_intent(first, "refused").await.unwrap();
-    assert_eq!(store.queue(&[again.clone()]).await.unwrap(), 1);
+    assert_eq!(store.queue(std::slice::from_ref(&again)).await.unwrap(), 1);
     assert_eq!(store.queue(&[again]).await.unwrap(), 0, "it is under way");
     let second = open_intents(&store).await;
     assert_eq!((second.len(), second[0].id > first), (1, true));
