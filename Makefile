@@ -43,9 +43,9 @@ bench-index: setup ## the indexer's CPU time, memory and latency on 200 000 even
 	@cargo build --release --quiet --bin fabstir
 	@cargo run --quiet --example bench_index -- $(ARGS)
 
-bench-claims: setup ## a host's latency from a job's log to its claim, its jobs per hour, its restart; ARGS="--help" says more
-	@cargo build --release --quiet --bin fabstir
-	@cargo run --quiet --example bench_claims -- $(ARGS)
+bench-claims: setup ## a host's latency from a job's log to its claim, jobs per hour, restart, rivals, a fee spike; ARGS="--help" says more
+	@cargo build --release --quiet --bin fabstir --example bench_claims
+	@$(CARGO_TARGET_DIR)/release/examples/bench_claims $(ARGS)
 
 bench-policy: setup ## what one decision of policy costs, in microseconds, as one JSON object; ARGS is the number of decisions
 	@cargo run --quiet --example bench_policy -- $(ARGS)

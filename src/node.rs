@@ -280,7 +280,7 @@ impl Node {
             content: content.clone(),
             health: self.health.clone(),
             us,
-            fee_bps: host.policy.fee_bps,
+            policy: host.policy.clone(),
             gates: host.gates,
             refused: Default::default(),
             waiting: Default::default(),

@@ -32,11 +32,9 @@ use anyhow::Context;
 use tokio::sync::watch;
 
 use crate::chain::{Chain, Signer};
-use crate::market::breaker::expected;
-use crate::market::event::Terms;
 use crate::market::job::{Duty, Job, Next, Work};
 use crate::market::receipt::{Receipt, SignedReceipt};
-use crate::market::types::{Address, JobId, U256};
+use crate::market::types::{Address, JobId};
 use crate::store::Store;
 
 /// What a pass says about the next one.
@@ -281,12 +279,6 @@ async fn abandon(store: &Store, job: JobId, reason: String) -> anyhow::Result<()
     store.free(&[job]).await
 }
 
-/// Returns what a job pays in wei, net of the fee: the most that a transaction for it may cost. `None` where it pays in a token, whose
-/// price nobody here knows.
-fn worth(terms: &Terms, fee_bps: u16) -> Option<U256> {
-    terms.token.is_zero().then(|| expected(terms.payment, fee_bps))
-}
-
 /// Returns our signed receipt of a job we inferred.
 ///
 /// # Errors
@@ -303,8 +295,8 @@ async fn sign_receipt(chain: &Chain, signer: &Signer, job: &Job) -> anyhow::Resu
 mod tests {
     use super::*;
     use crate::market::coverage::Coverage;
-    use crate::market::event::{Commitment, Event, Header, Level, Range, RawLog};
-    use crate::market::types::{B256, BlockRef, Bytes, Cid, UnixSeconds};
+    use crate::market::event::{Commitment, Event, Header, Level, Range, RawLog, Terms};
+    use crate::market::types::{B256, BlockRef, Bytes, Cid, U256, UnixSeconds};
     use crate::store::Entry;
 
     const US: Address = Address::repeat_byte(0xaa);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::StreamExt;
 
-use super::{INDEXER, LONG_PASS_MAX, Pass, Task, abandon, worth};
+use super::{INDEXER, LONG_PASS_MAX, Pass, Task, abandon};
 use crate::chain::Chain;
 use crate::chain::call::Call;
 use crate::content::Content;
@@ -15,6 +15,7 @@ use crate::failpoint::{self, Point};
 use crate::http::Health;
 use crate::market::gate::Gates;
 use crate::market::job::{Duty, Job, Next};
+use crate::market::policy::Policy;
 use crate::market::types::{Address, BlockRef, JobId, U256};
 use crate::store::{Intent, IntentState, OpenIntent, Store};
 
@@ -35,7 +36,7 @@ pub struct Prepare {
     pub content: Content,
     pub health: Health,
     pub us: Address,
-    pub fee_bps: u16,
+    pub policy: Policy,
     /// What must stand on the block that an action rests on.
     pub gates: Gates,
     /// The newest block we knew when the contract last refused a job's call: at that block it is not asked again.
@@ -140,7 +141,7 @@ impl Prepare {
                     signer: self.us,
                     gas: None,
                     // Of a job that is ours: stake stands for it until it ends. Money that is due can wait for cheaper gas.
-                    cost_max: worth(&job.terms, self.fee_bps).filter(|_| duty == Duty::Release),
+                    cost_max: self.policy.ceiling(&job.terms).filter(|_| duty == Duty::Release),
                 }),
                 Err(error) => failed = failed.or(Some(error)),
             }

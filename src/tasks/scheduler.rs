@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{Guard, INDEXER, Pass, Sight, Survey, Task, abandon, worth};
+use super::{Guard, INDEXER, Pass, Sight, Survey, Task, abandon};
 use crate::chain::Contracts;
 use crate::content::Content;
 use crate::failpoint::{self, Point};
@@ -175,8 +175,7 @@ impl Scheduler {
             data: call.data,
             signer: self.us,
             gas: Some(CLAIM_GAS),
-            // Whatever gas costs then: more than the job pays is lost.
-            cost_max: worth(&job.terms, self.policy.fee_bps),
+            cost_max: self.policy.ceiling(&job.terms),
         };
         let work = Work::Chosen { at: at.now, reasons: verdict.lines(), deal: Some(job.terms.deal()) };
         Ok(Some(Choice { job: job.id, work, claim }))

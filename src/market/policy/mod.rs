@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use alloy::primitives::Keccak256;
 use serde::{Deserialize, Serialize};
 
+use super::breaker::expected;
+use super::event::Terms;
 use super::gate::{Gate, Ground};
 use super::job::Job;
 use super::types::{Address, BlockRef, JobId, ModelId, U256, UnixSeconds};
@@ -281,6 +283,13 @@ impl Policy {
     /// Returns whether payments in `token` are taken at all.
     pub fn takes(&self, token: Address) -> bool {
         self.limits.tokens.is_empty() || self.limits.tokens.contains(&token)
+    }
+
+    /// Returns the most that a claim or a release of a job may cost, in wei: what the job brings, where a margin is asked
+    /// ([`Limits::margin_percent_min`]) and it pays in ETH. What else a job of ours owes has no such limit: stake stands for it.
+    pub fn ceiling(&self, terms: &Terms) -> Option<U256> {
+        let compared = self.limits.margin_percent_min.is_some() && terms.token.is_zero();
+        compared.then(|| expected(terms.payment, self.fee_bps))
     }
 
     /// Returns the payment whose net amount after the fee is at least `net`; out of reach when the fee takes all of it.

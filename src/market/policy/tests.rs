@@ -342,6 +342,11 @@ fn no_price_wraps_around() {
     assert!(dear.gross(U256::MAX) > U256::MAX / U256::from(10_000));
     let never = Policy { margin_seconds: u64::MAX, ..policy() };
     assert_eq!(never.seconds_for(&never.models[&MODEL], u64::MAX, 1), u64::MAX);
+    let asked = limited(|l| l.margin_percent_min = Some(0));
+    let terms = |token| Terms { payment: U256::from(1000), token, ..terms() };
+    assert_eq!(asked.ceiling(&terms(Address::ZERO)), Some(expected(U256::from(1000), asked.fee_bps)));
+    assert_eq!(asked.ceiling(&terms(Address::repeat_byte(1))), None, "nobody knows what a token is worth");
+    assert_eq!(policy().ceiling(&terms(Address::ZERO)), None, "no margin is asked");
     let costly = limited(|l| l.margin_percent_min = Some(u32::MAX));
     let at = Circumstances { outlook: Some(Outlook { gas_price: U256::MAX, ..KNOWN }), ..FINE };
     assert_eq!(refused_by(&costly, &job(|_| ()), &at), "gas");
