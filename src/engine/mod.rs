@@ -47,7 +47,7 @@ use prompt::Template;
 pub const LOG_TARGET: &str = "llama-cpp-2";
 
 /// What the scheduler of the operating system is told of everything that computes: work with a block's deadline goes first.
-pub(crate) const NICE: i32 = 10;
+const NICE: i32 = 10;
 
 /// Most sequences of one engine. Source: `LLAMA_MAX_SEQ` in llama.cpp's `llama-cparams.h`.
 pub const SLOTS_MAX: usize = 256;

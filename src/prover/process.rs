@@ -12,8 +12,8 @@ use tokio::{
     time::{Instant, interval},
 };
 
-use crate::engine::NICE;
-
+/// What the scheduler of the operating system is told of a proof, as of a model: work with a block's deadline goes first.
+const NICE: i32 = 10;
 /// Bytes kept of what a process prints: an answer is about 10 kB.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 

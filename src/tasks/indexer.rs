@@ -17,6 +17,8 @@ use crate::store::{Correction, Finality, Store};
 
 pub use super::INDEXER as PART;
 
+/// At the head of the chain, how long a block that was stored is let be before it is noted what is final.
+const BREATH: Duration = Duration::from_millis(25);
 /// The most blocks whose logs are asked for at once on an endpoint's word.
 const CLAIMED_BLOCKS_MAX: u64 = 10_000;
 
@@ -139,16 +141,20 @@ impl Indexer {
         for (tx, index) in &extended.undecoded {
             tracing::error!(%tx, index, "a log of our contracts could not be decoded: kept raw");
         }
+        let at = range.headers.last().map_or(from, |header| header.block.number);
+        self.metrics.indexed_block.set(at as i64);
+        if at == head.block.number {
+            // Whoever claims for this block writes first: there is one writer.
+            self.health.well(PART);
+            tokio::time::sleep(BREATH).await;
+        }
         if let Some(last) = last {
             self.store.set_final(last.block).await?;
         }
-        let at = range.headers.last().map_or(from, |header| header.block.number);
-        self.metrics.indexed_block.set(at as i64);
         if at == head.block.number {
             if let Some(safe) = self.chain.safe().await? {
                 self.store.set_safe(safe.block).await?;
             }
-            self.health.well(PART);
         } else {
             self.health.ill(PART, format!("{} blocks behind", head.block.number - at));
         }

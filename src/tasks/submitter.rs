@@ -24,8 +24,6 @@ const RESEND_AFTER: Duration = Duration::from_secs(3);
 const RESEND_DOUBLINGS_MAX: u32 = 4;
 /// Fees that were read longer ago are read again before anything is signed with them.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(60);
-/// A nonce that was felt longer ago is read again before the first claim after a pause.
-const HURRIED_AGE_MAX: Duration = Duration::from_secs(3);
 /// Gas of an empty transaction.
 const EMPTY_GAS: u64 = 21_000;
 
@@ -155,13 +153,9 @@ impl Submitter {
     async fn pulse(&self) -> Result<Pulse> {
         let felt = *self.beat.borrow();
         match felt {
-            Some((pulse, _)) if self.felt_within(PULSE_AGE_MAX) => Ok(pulse),
+            Some((pulse, at)) if at.elapsed() <= PULSE_AGE_MAX => Ok(pulse),
             _ => self.chain.pulse(self.signer.address()).await,
         }
-    }
-
-    fn felt_within(&self, age_max: Duration) -> bool {
-        self.beat.borrow().is_some_and(|(_, at)| at.elapsed() <= age_max)
     }
 
     /// Gives nonces to what is ready, signs it and makes it durable, all at once. What may not cost what it would cost now stays
@@ -171,10 +165,8 @@ impl Submitter {
             return Ok(Vec::new());
         }
         let us = self.signer.address();
-        // While nothing of ours is in flight a person may have used the key for a command: the nonce felt last may be taken. A claim
-        // has no time to ask, where that was felt just now.
-        let hurried = ready.iter().all(|intent| intent.kind == "claim") && self.felt_within(HURRIED_AGE_MAX);
-        let floor = if idle && !hurried { self.chain.nonce(us).await? } else { pulse.nonce };
+        // While nothing of ours is in flight a person may have used the key for a command: the nonce felt last may be taken.
+        let floor = if idle { self.chain.nonce(us).await? } else { pulse.nonce };
         let mut nonce = self.store.next_nonce(us, floor.max(pulse.nonce)).await?;
         let (mut signed, mut bytes) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
         for mut intent in ready {
