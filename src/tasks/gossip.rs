@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::time::timeout;
 
-use super::{LEASE_SECONDS, Pass, Task, conclude, sign_receipt};
+use super::{Held, LEASE_SECONDS, Pass, Task, sign_receipt};
 use crate::chain::{Chain, Signer};
 use crate::failpoint::{self, Point};
 use crate::http::{Kind, Metrics};
@@ -48,19 +48,16 @@ impl Task for Announcer {
         for job in jobs {
             let owed = job.next(us, now) == Next::Do(Duty::Announce);
             if owed && self.store.lease(job.id, Duty::Announce, LEASE_SECONDS).await? {
-                match self.announce(&job).await {
-                    Ok(true) => return conclude(&self.store, job.id, Duty::Announce, Ok(())).await,
+                let held = Held::new(&self.store, Job::clone(&job), Duty::Announce);
+                match self.announce(&held).await {
+                    Ok(true) => return held.conclude(Ok(())).await,
                     Ok(false) => {
                         tracing::debug!("no peer takes receipts: trying again later");
                         self.alone = Some(Instant::now());
-                        self.store.put_back(job.id, Duty::Announce).await?;
+                        held.put_back().await?;
                         return Ok(Pass::Idle);
                     }
-                    Err(error) => {
-                        let reason = format!("{error:#}");
-                        tracing::debug!(job = %job.id, reason, "receipt not published yet");
-                        self.store.release(job.id, Duty::Announce, Some(&reason)).await?;
-                    }
+                    Err(error) => held.try_later(error).await?,
                 }
             }
         }

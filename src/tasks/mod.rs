@@ -179,6 +179,18 @@ impl Deref for Held {
 }
 
 impl Held {
+    fn new(store: &Store, job: Job, duty: Duty) -> Self {
+        Self { store: store.clone(), job, duty, open: true }
+    }
+
+    /// Ends the lease with a back-off, however often that was: nothing is given up.
+    async fn try_later(mut self, error: anyhow::Error) -> anyhow::Result<()> {
+        self.open = false;
+        let reason = format!("{error:#}");
+        tracing::debug!(job = %self.job.id, duty = self.duty.name(), reason, "trying again later");
+        self.store.release(self.job.id, self.duty, Some(&reason)).await.map(drop)
+    }
+
     /// Ends the lease as the work ended, as [`conclude`].
     async fn conclude(mut self, done: anyhow::Result<()>) -> anyhow::Result<Pass> {
         self.open = false;
@@ -225,7 +237,7 @@ async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<H
         // Another worker may have done it after the jobs were read, and given its lease back.
         match store.job(id).await? {
             Some(job) if job.next(us, now) == Next::Do(duty) => {
-                return Ok(Some(Held { store: store.clone(), job, duty, open: true }));
+                return Ok(Some(Held::new(store, job, duty)));
             }
             _ => _ = store.release(id, duty, None).await?,
         }
