@@ -77,6 +77,7 @@ async fn audit_finds_a_tampered_row() -> Result<()> {
     renter.refund(posted.job).await?;
     until_job(&node, posted.job, "refunded", |job| matches!(job.state, State::Refunded { .. })).await?;
     world.freeze(true).await?;
+    world.caught_up(&node.store).await?;
     let honest = audit::run(&node.store, &world.chain, |_, _| ()).await?;
     assert_eq!(honest.divergences, Vec::<String>::new());
     assert!(honest.events > 5 && honest.jobs == 1 && honest.lies.is_empty(), "{honest:?}");

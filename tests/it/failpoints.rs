@@ -226,6 +226,8 @@ impl Stage {
                 reorged = true;
                 // Anvil loses a block for good where it mines one while it reorganises.
                 self.world.freeze(false).await?;
+                // What it has not read yet is nothing that it would take back.
+                self.world.caught_up(&store).await?;
                 self.world.devnet.rpc("anvil_reorg", json!([2, []])).await?;
                 self.world.freeze(true).await?;
                 self.world.flow();

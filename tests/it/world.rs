@@ -21,6 +21,7 @@ use fabstir::renter::{Offer, Posted, Renter};
 use fabstir::store::{Entry, Store};
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// How long a state may take to be reached on a loaded machine; not a measure of anything.
@@ -45,8 +46,11 @@ pub struct World {
     pub chain: Chain,
     pub folder: TempDir,
     pub model: ModelId,
-    miner: Mutex<Option<JoinHandle<()>>>,
+    miner: Mutex<Option<Miner>>,
 }
+
+/// What makes time flow, until its sender is gone: then it ends the block that it asked for, so that none comes late.
+type Miner = (oneshot::Sender<()>, JoinHandle<()>);
 
 impl World {
     /// A chain that mines each transaction at once and a block four times a second besides.
@@ -76,25 +80,29 @@ impl World {
     /// Time flows: a block four times a second.
     pub fn flow(&self) {
         let url = self.devnet.rpc_url.clone();
+        let (stop, mut stopped) = oneshot::channel();
         let miner = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(250)).await;
+            while tokio::time::timeout(Duration::from_millis(250), &mut stopped).await.is_err() {
                 let _ = devnet::rpc(&url, "evm_mine", json!([])).await;
             }
         });
-        if let Some(earlier) = self.miner.lock().unwrap().replace(miner) {
-            earlier.abort();
-        }
+        *self.miner.lock().unwrap() = Some((stop, miner));
     }
 
     /// Time stands still: no block but those of transactions, and with `automine` off not even those.
     pub async fn freeze(&self, automine: bool) -> Result<()> {
         let miner = self.miner.lock().unwrap().take();
-        if let Some(miner) = miner {
-            miner.abort();
-            let _ = miner.await;
+        if let Some((stop, miner)) = miner {
+            drop(stop);
+            miner.await?;
         }
         self.devnet.rpc("evm_setAutomine", json!([automine])).await.map(|_| ())
+    }
+
+    /// Waits until a store has every block that there is: of a chain that stands still, or of one that a test moves.
+    pub async fn caught_up(&self, store: &Store) -> Result<()> {
+        until("every block is stored", || async { Ok(store.cursor().await? == Some(self.chain.head().await?.block)) })
+            .await
     }
 
     /// Mines one block with everything that waits.
@@ -228,14 +236,6 @@ impl World {
             seconds,
             token,
             payment,
-        }
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if let Some(miner) = self.miner.get_mut().unwrap().take() {
-            miner.abort();
         }
     }
 }
