@@ -29,6 +29,21 @@ pub enum Fact {
     Doubted(String),
 }
 
+impl Fact {
+    /// Returns the number of the block that draws the positions to open, where this is a commitment.
+    pub fn drawn_by(&self) -> Option<u64> {
+        match self {
+            Fact::Chain { event: Event::ResultCommitted { .. }, block } => Some(block.number + 1),
+            _ => None,
+        }
+    }
+
+    /// Returns whether a job begins with it.
+    pub fn posts(&self) -> bool {
+        matches!(self, Fact::Chain { event: Event::JobTerms { .. }, .. })
+    }
+}
+
 /// Something this node finished for a job; recorded once it is durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "snake_case")]
@@ -291,12 +306,18 @@ impl Job {
         Ok(job)
     }
 
-    /// Applies what the chain tells next, as if it had been folded with the rest.
+    /// Applies what came next, as if it had been folded with the rest: what the chain tells of later blocks, or what was done here.
     ///
     /// # Errors
     /// [`Conflict`] when it cannot follow: then the job is to be folded from all facts.
-    pub fn follow(&mut self, fact: &Fact) -> Result<(), Conflict> {
-        self.apply(fact)
+    pub fn follow(&mut self, news: &[Fact]) -> Result<(), Conflict> {
+        for (place, fact) in news.iter().enumerate() {
+            let again = matches!(fact, Fact::Chain { .. }) && news[..place].contains(fact);
+            if !again {
+                self.apply(fact)?;
+            }
+        }
+        Ok(())
     }
 
     fn posted(id: JobId, terms: Terms, posted: BlockRef) -> Job {

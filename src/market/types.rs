@@ -18,7 +18,7 @@ impl fmt::Display for JobId {
 }
 
 /// Seconds since 1970-01-01 UTC: the unit of `block.timestamp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Default)]
 #[serde(transparent)]
 pub struct UnixSeconds(pub u64);
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
 
-use super::projection::{Facts, ROWS_PER_STATEMENT, write};
+use super::projection::{Facts, ROWS_PER_STATEMENT, fold_each, write};
 use super::{Store, hash, history, raw_log};
 use crate::failpoint::{self, Point};
 use crate::market::coverage::{Coverage, lay};
@@ -121,7 +121,8 @@ impl Gathered {
         if self.ready.len() >= least {
             let ready = std::mem::take(&mut self.ready);
             let jobs: Vec<JobId> = ready.keys().copied().collect();
-            done.jobs_changed.extend(write(tx, &jobs, &ready).await?.1);
+            let (folded, conflicts) = fold_each(&ready);
+            done.jobs_changed.extend(write(tx, &jobs, &folded, conflicts).await?);
         }
         Ok(())
     }
@@ -140,12 +141,16 @@ impl Store {
             return Ok(Extended::default());
         };
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let cursor = sqlx::query("SELECT number, hash FROM cursor").fetch_optional(&mut *tx).await?;
-        let cursor = match cursor {
-            Some(row) => Some(BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(&row, 1)? }),
+        let row = sqlx::query("SELECT number, hash, data_version FROM pragma_data_version LEFT JOIN cursor")
+            .fetch_one(&mut *tx)
+            .await?;
+        let number: Option<i64> = row.get(0);
+        let cursor = match number {
+            Some(number) => Some(BlockRef { number: number as u64, hash: hash(&row, 1)? }),
             None => None,
         };
         check(cursor, range)?;
+        let mut kept = self.live.kept(row.get(2));
         let blocks = insert_blocks(&mut tx, headers).await?;
         let mut extended = Extended { logs: logs.len(), ..Extended::default() };
         let mut link = journal_head(&mut tx).await?;
@@ -165,16 +170,14 @@ impl Store {
         }
         extended.jobs = told.iter().map(|(job, _)| *job).collect();
         let touched: Vec<JobId> = extended.jobs.iter().copied().collect();
-        let mut facts = self.chain_facts(&mut tx, &touched).await?;
-        told.iter().for_each(|(job, fact)| facts.entry(*job).or_default().push(fact.clone()));
+        self.project_on(&mut tx, &touched, &told, &mut kept.jobs).await?;
         insert_logs(&mut tx, &entries).await?;
-        write(&mut tx, &touched, &facts).await?;
         cover(&mut tx, coverage).await?;
         move_cursor(&mut tx, last.block).await?;
         failpoint::hit(Point::MidExtend).await?;
         tx.commit().await?;
-        self.live.tell(told);
-        self.live.touch_blocks(last.block.number);
+        self.live.keep(kept);
+        self.live.extend(headers, told);
         self.wake();
         Ok(extended)
     }

@@ -633,9 +633,24 @@ impl Model {
             assert!(live.insert((row.job, &row.kind)), "two at once for one end: {rows:#?}");
         }
         self.check_outcomes(&rows).await;
+        self.check_kept().await;
         if self.is_caught_up().await {
             self.check_jobs().await;
         }
+    }
+
+    /// What is kept in memory is what the file folds to, and each row is what the journal folds to.
+    async fn check_kept(&self) {
+        let now = self.store.time().await.unwrap();
+        let kept = self.store.live_now().await.unwrap();
+        assert_eq!(kept.0, now);
+        for job in kept.1 {
+            assert_eq!(Some(&*job), self.store.job(job.id).await.unwrap().as_ref());
+        }
+        let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM job").fetch_all(&self.store.readers).await.unwrap();
+        let mut tx = self.store.writer.begin().await.unwrap();
+        let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
+        assert_eq!(self.store.project(&mut tx, &ids).await.unwrap().1, []);
     }
 
     /// What is settled stands in a block that the file calls canonical, as the chain says; and nothing else is.

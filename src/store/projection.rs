@@ -1,6 +1,6 @@
 //! Jobs as the journal tells them: facts of many at once, their folds, and the rows kept of these.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result};
 use sqlx::sqlite::Sqlite;
@@ -8,7 +8,7 @@ use sqlx::{QueryBuilder, Row, SqliteConnection};
 
 use super::{JobRow, Store, hash, raw_log};
 use crate::market::event::Event;
-use crate::market::job::{Conflict, Fact, Job, Work};
+use crate::market::job::{Conflict, Fact, Job, State, Work};
 use crate::market::types::{B256, BlockRef, JobId};
 
 /// Rows of one statement. Each statement passes between threads once, which costs more than a row.
@@ -16,6 +16,9 @@ pub(super) const ROWS_PER_STATEMENT: usize = 100;
 
 /// Facts by job, each job's in order.
 pub(super) type Facts = BTreeMap<JobId, Vec<Fact>>;
+
+/// Jobs whose folds are kept from one extension to the next, some 1 500 bytes each; with more than these, all are read again.
+const KEPT_MAX: usize = 5000;
 
 impl Store {
     /// Returns what the canonical logs say of each of the jobs, in chain order; what is only noted of it says nothing.
@@ -56,15 +59,11 @@ impl Store {
     /// chain has not posted is left out.
     pub(super) async fn fold(&self, connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<Job>> {
         let mut facts = self.chain_facts(connection, jobs).await?;
-        let after_commit = |fact: &Fact| match fact {
-            Fact::Chain { event: Event::ResultCommitted { .. }, block } => Some(block.number + 1),
-            _ => None,
-        };
-        let wanted: Vec<u64> = facts.values().flatten().filter_map(after_commit).collect();
+        let wanted: Vec<u64> = facts.values().flatten().filter_map(Fact::drawn_by).collect();
         let beacons = canonical_hashes(connection, &wanted).await?;
         for told in facts.values_mut() {
             for place in (0..told.len()).rev() {
-                let after = after_commit(&told[place]).and_then(|number| Some((number, *beacons.get(&number)?)));
+                let after = told[place].drawn_by().and_then(|number| Some((number, *beacons.get(&number)?)));
                 if let Some((number, hash)) = after {
                     told.insert(place + 1, Fact::Beacon(BlockRef { number, hash }));
                 }
@@ -95,12 +94,47 @@ impl Store {
     /// many have a row now, and which rows changed.
     pub(super) async fn project(&self, tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<(usize, Vec<JobId>)> {
         let facts = self.chain_facts(tx, jobs).await?;
-        write(tx, jobs, &facts).await
+        let (folded, conflicts) = fold_each(&facts);
+        Ok((folded.len(), write(tx, jobs, &folded, conflicts).await?))
+    }
+
+    /// Folds `jobs` on from what was kept of them, or from all their facts, with what the chain tells now, `told`, which is stored after
+    /// that; writes what follows, and keeps the folds of those that have not ended.
+    pub(super) async fn project_on(
+        &self,
+        tx: &mut SqliteConnection,
+        jobs: &[JobId],
+        told: &[(JobId, Fact)],
+        kept: &mut HashMap<JobId, Job>,
+    ) -> Result<()> {
+        let mut news = Facts::new();
+        told.iter().for_each(|(job, fact)| news.entry(*job).or_default().push(fact.clone()));
+        let (mut folded, mut others) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for (id, news) in &news {
+            let follows = |mut job: Job| job.follow(news).is_ok().then_some(job);
+            match kept.remove(id).and_then(follows) {
+                Some(job) => folded.push(job),
+                None => others.push(*id),
+            }
+        }
+        let mut facts = self.chain_facts(tx, &others).await?;
+        for job in others {
+            facts.entry(job).or_default().extend(news.remove(&job).unwrap_or_default());
+        }
+        let (fresh, conflicts) = fold_each(&facts);
+        folded.extend(fresh);
+        write(tx, jobs, &folded, conflicts).await?;
+        folded.retain(|job| !matches!(job.state, State::Released { .. } | State::Refunded { .. }));
+        if kept.len() + folded.len() > KEPT_MAX {
+            kept.clear();
+        }
+        kept.extend(folded.into_iter().map(|job| (job.id, job)));
+        Ok(())
     }
 }
 
-/// Folds `jobs` from their facts and writes what follows; see [`Store::project`].
-pub(super) async fn write(tx: &mut SqliteConnection, jobs: &[JobId], facts: &Facts) -> Result<(usize, Vec<JobId>)> {
+/// Folds each job from its facts; a job that is not posted is left out.
+pub(super) fn fold_each(facts: &Facts) -> (Vec<Job>, Vec<Conflict>) {
     let (mut folded, mut conflicts) = (Vec::with_capacity(facts.len()), Vec::new());
     for (id, told) in facts {
         match Job::fold(*id, told) {
@@ -108,7 +142,17 @@ pub(super) async fn write(tx: &mut SqliteConnection, jobs: &[JobId], facts: &Fac
             Err(conflict) => conflicts.push(conflict),
         }
     }
-    let mut changed = write_jobs(tx, &folded).await?;
+    (folded, conflicts)
+}
+
+/// Writes the rows of those of `jobs` that are `folded`, removes those of the others, and notes `conflicts`. Returns which rows changed.
+pub(super) async fn write(
+    tx: &mut SqliteConnection,
+    jobs: &[JobId],
+    folded: &[Job],
+    conflicts: Vec<Conflict>,
+) -> Result<Vec<JobId>> {
+    let mut changed = write_jobs(tx, folded).await?;
     let posted: BTreeSet<JobId> = folded.iter().map(|job| job.id).collect();
     let without: Vec<JobId> = jobs.iter().copied().filter(|job| !posted.contains(job)).collect();
     changed.extend(remove_jobs(tx, &without).await?);
@@ -127,7 +171,7 @@ pub(super) async fn write(tx: &mut SqliteConnection, jobs: &[JobId], facts: &Fac
             .execute(&mut *tx)
             .await?;
     }
-    Ok((folded.len(), changed))
+    Ok(changed)
 }
 
 async fn canonical_hashes(connection: &mut SqliteConnection, numbers: &[u64]) -> Result<BTreeMap<u64, B256>> {

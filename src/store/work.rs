@@ -68,7 +68,7 @@ impl Store {
         insert_works(&mut tx, made.iter().map(|choice| (choice.job, &choice.work))).await?;
         insert_intents(&mut tx, made.iter().map(|choice| &choice.claim)).await?;
         tx.commit().await?;
-        self.live.touch(chosen.iter().copied());
+        self.live.tell(made.iter().map(|choice| (choice.job, &choice.work)));
         self.wake();
         Ok(chosen)
     }
@@ -88,7 +88,7 @@ impl Store {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         insert_work(&mut tx, job, work).await?;
         tx.commit().await?;
-        self.live.touch([job]);
+        self.live.tell([(job, work)].into_iter());
         self.wake();
         Ok(())
     }
