@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::event::Level;
 use super::job::Duty;
+use super::types::UnixSeconds;
 
 /// How much of the chain must stand on a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct Ground {
     /// The newest blocks that the chain called safe and final; 0: none yet.
     pub safe: u64,
     pub last_final: u64,
+    /// When it was made, where its header is stored.
+    pub time: Option<UnixSeconds>,
 }
 
 impl Gate {
@@ -186,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_gate_opens_where_depth_and_proof_are_met() {
-        let ground = |number, level| Ground { number, level, head: 122, safe: 115, last_final: 110 };
+        let ground = |number, level| Ground { number, level, head: 122, safe: 115, last_final: 110, time: None };
         let gate = |depth, proof| Gate { depth, proof };
         use Depth::*;
         use Level::*;
@@ -217,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_ground_is_told_with_its_numbers() {
-        let ground = |number| Ground { number, level: Level::Complete, head: 122, safe: 115, last_final: 110 };
+        let ground =
+            |number| Ground { number, level: Level::Complete, head: 122, safe: 115, last_final: 110, time: None };
         assert_eq!(ground(120).to_string(), "block 120 has 3 confirmations, complete");
         assert_eq!(ground(111).to_string(), "block 111 has 12 confirmations, safe, complete");
         assert_eq!(ground(110).to_string(), "block 110 has 13 confirmations, final, complete");

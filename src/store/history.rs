@@ -496,12 +496,15 @@ pub(super) async fn logs(connection: &mut SqliteConnection, from: u64, to: u64) 
 }
 
 /// Reads the columns `first, last, level, reason`.
+pub(super) fn level(name: &str) -> Result<Level> {
+    Level::named(name).with_context(|| format!("a stored level is {name:?}"))
+}
+
 pub(super) fn coverage(row: &SqliteRow) -> Result<Coverage> {
-    let name: &str = row.get(2);
     Ok(Coverage {
         from: row.get::<i64, _>(0) as u64,
         to: row.get::<i64, _>(1) as u64,
-        level: Level::named(name).with_context(|| format!("a stored level is {name:?}"))?,
+        level: level(row.get(2))?,
         reason: row.get(3),
     })
 }

@@ -52,6 +52,10 @@ const JOBS_PER_PAGE: usize = 500;
 /// Facts of unfinished jobs that are kept while everything is derived anew, some 500 bytes each; what is more is read a second time.
 const FACTS_KEPT_MAX: usize = 60_000;
 
+/// The newest canonical log below a block.
+const NEWEST_LOG: &str = "FROM block CROSS JOIN log ON log.block = block.seq
+     WHERE canonical = 1 AND number < ? ORDER BY number DESC, log_index DESC LIMIT 1";
+
 /// A log with what we make of it, as it is written.
 struct Entry<'a> {
     /// Its block's row.
@@ -141,9 +145,12 @@ impl Store {
             return Ok(Extended::default());
         };
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query("SELECT number, hash, data_version FROM pragma_data_version LEFT JOIN cursor")
-            .fetch_one(&mut *tx)
-            .await?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT number, hash, data_version, (SELECT link {NEWEST_LOG}) FROM pragma_data_version LEFT JOIN cursor"
+        )))
+        .bind(i64::MAX)
+        .fetch_one(&mut *tx)
+        .await?;
         let number: Option<i64> = row.get(0);
         let cursor = match number {
             Some(number) => Some(BlockRef { number: number as u64, hash: hash(&row, 1)? }),
@@ -153,7 +160,8 @@ impl Store {
         let mut kept = self.live.kept(row.get(2));
         let blocks = insert_blocks(&mut tx, headers).await?;
         let mut extended = Extended { logs: logs.len(), ..Extended::default() };
-        let mut link = journal_head(&mut tx).await?;
+        let newest: Option<&[u8]> = row.get(3);
+        let mut link = newest.map_or(Ok(B256::ZERO), |_| hash(&row, 3))?;
         let mut entries = Vec::with_capacity(logs.len());
         let mut told: Vec<(JobId, Fact)> = Vec::with_capacity(logs.len());
         for log in logs {
@@ -447,13 +455,10 @@ async fn journal_head(connection: &mut SqliteConnection) -> Result<B256> {
 
 /// Returns the link of the last canonical log below block `number`.
 async fn link_before(connection: &mut SqliteConnection, number: u64) -> Result<B256> {
-    let row = sqlx::query(
-        "SELECT link FROM block CROSS JOIN log ON log.block = block.seq
-         WHERE canonical = 1 AND number < ? ORDER BY number DESC, log_index DESC LIMIT 1",
-    )
-    .bind(number as i64)
-    .fetch_optional(connection)
-    .await?;
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT link {NEWEST_LOG}")))
+        .bind(number as i64)
+        .fetch_optional(connection)
+        .await?;
     row.map_or(Ok(B256::ZERO), |row| hash(&row, 0))
 }
 
@@ -461,13 +466,18 @@ async fn link_before(connection: &mut SqliteConnection, number: u64) -> Result<B
 /// each, by number.
 async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<BTreeMap<u64, i64>> {
     let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(BTreeMap::new()) };
-    let orphans = sqlx::query("SELECT number, hash, seq FROM block WHERE canonical = 0 AND number BETWEEN ? AND ?")
-        .bind(first.block.number as i64)
-        .bind(last.block.number as i64)
-        .fetch_all(&mut *tx)
-        .await?;
+    // The newest row, which is there in any file but a new one, and the orphaned ones.
+    let newest = sqlx::query(
+        "SELECT number, hash, seq, 0 FROM (SELECT * FROM block ORDER BY seq DESC LIMIT 1)
+         UNION ALL SELECT number, hash, seq, 1 FROM block WHERE canonical = 0 AND number BETWEEN ? AND ?",
+    )
+    .bind(first.block.number as i64)
+    .bind(last.block.number as i64)
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut seq: i64 = newest.iter().find(|row| row.get::<i64, _>(3) == 0).map_or(0, |row| row.get(2));
     let mut rows = BTreeMap::new();
-    for row in &orphans {
+    for row in newest.iter().filter(|row| row.get::<i64, _>(3) == 1) {
         let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? };
         let Some(header) = headers.iter().find(|header| header.block == block) else { continue };
         let seq: i64 = row.get(2);
@@ -480,7 +490,6 @@ async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<
         sqlx::query("DELETE FROM log WHERE block = ?").bind(seq).execute(&mut *tx).await?;
         rows.insert(block.number, seq);
     }
-    let mut seq: i64 = sqlx::query_scalar("SELECT coalesce(max(seq), 0) FROM block").fetch_one(&mut *tx).await?;
     let new: Vec<&Header> = headers.iter().filter(|header| !rows.contains_key(&header.block.number)).collect();
     for headers in new.chunks(ROWS_PER_STATEMENT) {
         let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO block (seq, hash, number, parent, time, canonical) ");

@@ -47,9 +47,10 @@ pub use doubt::Census;
 pub use follow::{Follower, News};
 pub use history::{Entry, JobFilter, JobRow, LogRow, Timeline, TxRow, WorkRow};
 pub use journal::{Correction, Extended, Rederived};
+pub use past::Scene;
 pub use snapshot::{EventFilter, EventRow, NotStored, Snapshot};
 pub use sql::{Answer, Cell, schema, select};
-pub use tx::{Attempt, Intent, IntentState, OpenIntent, Signed, TxOutcome};
+pub use tx::{Attempt, Intent, IntentState, OpenIntent, Ready, Signed, TxOutcome};
 pub use work::{Choice, PeerReceipt};
 
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
@@ -202,10 +203,18 @@ impl Store {
 
     /// Returns what is known of the block at `number`, for those who act on it.
     pub async fn ground(&self, number: u64) -> Result<Ground> {
-        let head = self.cursor().await?.map_or(0, |cursor| cursor.number);
-        let (safe, last_final) = self.finality().await?.map_or((0, 0), |known| (known.safe, known.block.number));
-        let level = self.level(number).await?.unwrap_or(Level::Claimed);
-        Ok(Ground { number, level, head, safe, last_final })
+        let row = sqlx::query(
+            "SELECT coalesce((SELECT number FROM cursor), 0), coalesce((SELECT max(safe, number) FROM finality), 0),
+                    coalesce((SELECT number FROM finality), 0), (SELECT time FROM block WHERE number = ?1 AND canonical = 1),
+                    (SELECT level FROM coverage WHERE first <= ?1 AND last >= ?1 ORDER BY first DESC LIMIT 1)",
+        )
+        .bind(i64::try_from(number).unwrap_or(i64::MAX))
+        .fetch_one(&self.readers)
+        .await?;
+        let [head, safe, last_final] = [0, 1, 2].map(|column| row.get::<i64, _>(column) as u64);
+        let time = row.get::<Option<i64>, _>(3).map(|time| UnixSeconds(time as u64));
+        let level = row.get::<Option<&str>, _>(4).map(history::level).transpose()?.unwrap_or(Level::Claimed);
+        Ok(Ground { number, level, head, safe, last_final, time })
     }
 
     /// Notes that the chain calls `block` safe, if it is stored as canonical and newer than the one noted before. Nothing is noted

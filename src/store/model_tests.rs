@@ -533,11 +533,10 @@ impl Model {
 
     /// As the submitter: nonces, bytes, all of it durable.
     async fn sign(&mut self) {
-        let room = SIGNED_MAX.saturating_sub(self.store.signed_intents(US).await.unwrap().len());
-        let ready = self.store.ready_intents(US, room, true).await.unwrap();
-        let mut nonce = self.store.next_nonce(US, self.world.head().after.nonce).await.unwrap();
+        let ready = self.store.ready(US, SIGNED_MAX, true).await.unwrap();
+        let mut nonce = ready.next_nonce.max(self.world.head().after.nonce);
         let mut signed = Vec::new();
-        for intent in ready {
+        for intent in ready.intents {
             signed.push(self.bytes(&intent, nonce, false));
             nonce += 1;
         }

@@ -1,8 +1,8 @@
 //! What our own past and present tell a policy: claims won and lost, work on hand, and how jobs of the past went.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sqlx::Row;
 
 use super::{Store, amount};
@@ -10,6 +10,20 @@ use crate::market::event::Event;
 use crate::market::policy::backtest::PastJob;
 use crate::market::policy::{Load, Races};
 use crate::market::types::{Address, JobId, U256, UnixSeconds};
+
+/// What the contracts told of what the decisions of one host look at, since some block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scene {
+    /// The time of the newest block, 0 before the first.
+    pub now: UnixSeconds,
+    /// The newest block in which they told of what they keep of the host, or of what holds for all hosts: what was read of it before
+    /// may be otherwise now.
+    pub changed: Option<u64>,
+    /// The host's reputation, where it became another.
+    pub score: Option<u64>,
+    /// The hosts that are registered now.
+    pub hosts: Vec<Address>,
+}
 
 /// Jobs folded at once.
 const JOBS_PER_PAGE: u32 = 500;
@@ -59,67 +73,46 @@ impl Store {
         })
     }
 
-    /// Returns the newest block after `block` in which the contracts told of what they keep of `host`, or of what holds for all
-    /// hosts: what was read of it before may be otherwise now.
-    pub async fn changed_since(&self, host: Address, block: u64) -> Result<Option<u64>> {
-        let newest: Option<i64> = sqlx::query_scalar(
-            "SELECT max(number) FROM block JOIN log ON log.block = block.seq
-             WHERE canonical = 1 AND number > ?1 AND job IS NULL AND (
-                 kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
-                 OR kind IN ('NodeRegistered', 'NodeUnregistered', 'StakeAdded', 'NodeSlashed', 'StakeMoved',
-                             'UnbondingStarted', 'UnbondingCancelled')
-                 AND substr(topics, 33, 32) = ?2)",
+    /// Returns what the contracts told since block `since` of what decisions of `host` look at, and what is so now.
+    pub async fn scene(&self, host: Address, since: u64) -> Result<Scene> {
+        let row = sqlx::query(
+            "SELECT number, hash, log_index, tx_hash, address, topics, data,
+                 (SELECT time FROM block JOIN cursor USING (number, hash) WHERE canonical = 1),
+                 (SELECT max(number) FROM block JOIN log ON log.block = block.seq
+                  WHERE canonical = 1 AND number > ?1 AND job IS NULL AND (
+                      kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
+                      OR kind IN ('NodeRegistered', 'NodeUnregistered', 'StakeAdded', 'NodeSlashed', 'StakeMoved',
+                                  'UnbondingStarted', 'UnbondingCancelled')
+                      AND substr(topics, 33, 32) = ?2)),
+                 (SELECT json_group_array(json_array(hex(substr(topics, 45, 20)), kind) ORDER BY number, log_index)
+                  FROM log JOIN block ON block.seq = log.block
+                  WHERE kind IN ('NodeRegistered', 'NodeUnregistered') AND canonical = 1)
+             FROM (SELECT 1) LEFT JOIN (
+                 SELECT number, hash, log_index, tx_hash, address, topics, data FROM block JOIN log ON log.block = block.seq
+                 WHERE canonical = 1 AND number > ?1 AND job IS NULL AND kind = 'ReputationUpdated'
+                     AND substr(topics, 33, 32) = ?2 ORDER BY number DESC, log_index DESC LIMIT 1)",
         )
-        .bind(i64::try_from(block).unwrap_or(i64::MAX))
+        .bind(i64::try_from(since).unwrap_or(i64::MAX))
         .bind(host.into_word().to_vec())
         .fetch_one(&self.readers)
         .await?;
-        Ok(newest.map(|number| number as u64))
-    }
-
-    /// Returns the hosts that are registered, as the logs tell.
-    pub async fn registered_hosts(&self) -> Result<Vec<Address>> {
-        let rows = sqlx::query(
-            "SELECT substr(topics, 45, 20), kind FROM log JOIN block ON block.seq = log.block
-             WHERE kind IN ('NodeRegistered', 'NodeUnregistered') AND canonical = 1 ORDER BY number, log_index",
-        )
-        .fetch_all(&self.readers)
-        .await?;
-        let mut hosts = std::collections::BTreeSet::new();
-        for row in &rows {
-            let host = super::address(row, 0)?;
-            match row.get(1) {
+        let ranked: Option<i64> = row.get(0);
+        let score = match ranked.map(|_| (self.decode)(&super::raw_log(&row)?)).transpose()? {
+            Some(Event::ReputationUpdated { score, .. }) => Some(score),
+            _ => None,
+        };
+        let mut hosts = BTreeSet::new();
+        for (host, kind) in serde_json::from_str::<Vec<(Address, String)>>(row.get(9)).context("a stored host")? {
+            match &*kind {
                 "NodeRegistered" => hosts.insert(host),
                 _ => hosts.remove(&host),
             };
         }
-        Ok(hosts.into_iter().collect())
-    }
-
-    /// Returns the time of the canonical block at `number`, or `None` when it is not stored.
-    pub async fn block_time(&self, number: u64) -> Result<Option<UnixSeconds>> {
-        let time = sqlx::query_scalar::<_, i64>("SELECT time FROM block WHERE number = ? AND canonical = 1")
-            .bind(i64::try_from(number).unwrap_or(i64::MAX))
-            .fetch_optional(&self.readers)
-            .await?;
-        Ok(time.map(|time| UnixSeconds(time as u64)))
-    }
-
-    /// Returns the reputation of `host` as the newest log after block `block` tells it, or `None` where none does.
-    pub async fn score_since(&self, host: Address, block: u64) -> Result<Option<u64>> {
-        let row = sqlx::query(
-            "SELECT number, hash, log_index, tx_hash, address, topics, data FROM block JOIN log ON log.block = block.seq
-             WHERE canonical = 1 AND number > ?1 AND job IS NULL AND kind = 'ReputationUpdated'
-                 AND substr(topics, 33, 32) = ?2 ORDER BY number DESC, log_index DESC LIMIT 1",
-        )
-        .bind(i64::try_from(block).unwrap_or(i64::MAX))
-        .bind(host.into_word().to_vec())
-        .fetch_optional(&self.readers)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(match (self.decode)(&super::raw_log(&row)?)? {
-            Event::ReputationUpdated { score, .. } => Some(score),
-            _ => None,
+        Ok(Scene {
+            now: UnixSeconds(row.get::<Option<i64>, _>(7).unwrap_or(0) as u64),
+            changed: row.get::<Option<i64>, _>(8).map(|number| number as u64),
+            score,
+            hosts: hosts.into_iter().collect(),
         })
     }
 

@@ -696,7 +696,7 @@ async fn choose(store: &Store, job: u64, slots: u32) -> bool {
 
 /// Every intent that is not finished.
 async fn open_intents(store: &Store) -> Vec<OpenIntent> {
-    let open = [store.signed_intents(US).await.unwrap(), store.ready_intents(US, 100, true).await.unwrap()].concat();
+    let open = [store.signed_intents(US).await.unwrap(), store.ready(US, 100, true).await.unwrap().intents].concat();
     assert_eq!(open.len() as u64, store.open_intents(US).await.unwrap());
     open
 }
@@ -834,11 +834,17 @@ async fn a_nonce_belongs_to_one_intent_for_ever() {
     assert_eq!(store.queue(&[intent("a", 1), intent("b", 1)]).await.unwrap(), 1, "the same key is the same intent");
     let ids: Vec<i64> = open_intents(&store).await.iter().map(|intent| intent.id).collect();
     let [a, b] = ids[..] else { panic!("two intents, got {ids:?}") };
-    assert_eq!(store.next_nonce(US, 4).await.unwrap(), 4);
+    let ready = async |signer, window, claims| {
+        let Ready { intents, in_flight, next_nonce } = store.ready(signer, window, claims).await.unwrap();
+        (intents.iter().map(|intent| intent.id).collect::<Vec<_>>(), in_flight, next_nonce)
+    };
+    assert_eq!(ready(US, 2, true).await, (vec![a, b], 0, 0));
+    assert_eq!(ready(US, 1, true).await, (vec![a], 0, 0));
     sign(&store, a, 4, attempt(1)).await.unwrap();
-    assert_eq!(store.next_nonce(US, 4).await.unwrap(), 5);
-    assert_eq!(store.next_nonce(US, 9).await.unwrap(), 9);
-    assert_eq!(store.next_nonce(RIVAL, 0).await.unwrap(), 0);
+    assert_eq!(ready(US, 2, true).await, (vec![b], 1, 5));
+    assert_eq!(ready(US, 1, true).await.0, Vec::<i64>::new(), "the window is full");
+    assert_eq!(ready(US, 2, false).await.0, Vec::<i64>::new(), "they are claims");
+    assert_eq!(ready(RIVAL, 2, true).await.0, Vec::<i64>::new());
 
     let error = format!("{:#}", sign(&store, b, 4, attempt(2)).await.unwrap_err());
     assert!(error.contains("give nonce 4 to intent 2") && error.contains("UNIQUE"), "{error}");
@@ -1392,7 +1398,7 @@ async fn a_job_that_is_retried_starts_over_and_keeps_its_history() {
 async fn mine(store: &Store, key: &str, job: u64, kind: &'static str, block: BlockRef, success: bool) {
     store.queue(&[Intent { kind, ..intent(key, job) }]).await.unwrap();
     let id = open_intents(store).await[0].id;
-    let nonce = store.next_nonce(US, 0).await.unwrap();
+    let nonce = store.ready(US, 100, true).await.unwrap().next_nonce;
     let bytes = attempt(nonce as u8 + 1);
     sign(store, id, nonce, bytes.clone()).await.unwrap();
     let (gas_price, l1_fee) = (U256::from(7), U256::from(1));
@@ -1669,9 +1675,9 @@ async fn a_change_of_what_holds_for_a_host_is_told_until_it_was_looked_at() {
     blocks[3].1[0].topics.push(US.into_word());
     extend(&store, &blocks).await.unwrap();
     let first = blocks[0].0.block.number;
-    let changed = async |host, since| store.changed_since(host, since).await.unwrap();
+    let changed = async |host, since| store.scene(host, since).await.unwrap().changed;
     // A reputation is told whole: nothing is to be asked again.
-    let score = async |host, since| store.score_since(host, since).await.unwrap();
+    let score = async |host, since| store.scene(host, since).await.unwrap().score;
     assert_eq!((score(US, first).await, score(US, first + 3).await, score(RIVAL, first).await), (Some(1), None, None));
     assert_eq!(changed(US, first).await, Some(first + 1));
     assert_eq!(changed(RIVAL, first).await, Some(first + 1), "of others only what holds for all");

@@ -99,6 +99,16 @@ pub struct OpenIntent {
     pub attempts: Vec<Attempt>,
 }
 
+/// What may be signed now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    pub intents: Vec<OpenIntent>,
+    /// Intents that are signed and not settled; 0 where nothing may be signed.
+    pub in_flight: usize,
+    /// The smallest nonce after all that intents took; 0 where nothing may be signed.
+    pub next_nonce: u64,
+}
+
 /// One set of signed bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
@@ -137,6 +147,8 @@ pub struct TxOutcome {
     pub l1_fee: U256,
 }
 
+/// What an intent is read from.
+const COLUMNS: &str = "id, job, kind, target, data, nonce, gas, cost_max, key";
 /// Nothing is begun for a job of which logs and contracts say different things.
 const NOT_IN_DOUBT: &str = "(job IS NULL OR job NOT IN (SELECT job FROM doubt))";
 
@@ -193,24 +205,27 @@ impl Store {
         Ok(intents)
     }
 
-    /// Returns how many intents of `signer` are signed and not settled.
-    pub async fn in_flight(&self, signer: Address) -> Result<usize> {
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM tx_intent WHERE signer = ? AND state = 'signed'")
-            .bind(signer.as_slice())
-            .fetch_one(&self.readers)
-            .await?;
-        Ok(count as usize)
-    }
-
-    /// Returns at most `limit` queued intents of `signer` whose gas limit is known, in the order in which they are to be signed: claims
-    /// last, because everything else is of jobs that are ours already, and only where `claims` are wanted.
-    pub async fn ready_intents(&self, signer: Address, limit: usize, claims: bool) -> Result<Vec<OpenIntent>> {
+    /// Returns the queued intents of `signer` whose gas limit is known and that may be signed now, in the order in which they are to be:
+    /// claims last, because everything else is of jobs that are ours already, and only where `claims` are wanted. They are no more than
+    /// make up `window` with those that are signed and not settled, and none while finality is violated.
+    pub async fn ready(&self, signer: Address, window: usize, claims: bool) -> Result<Ready> {
         let claims = if claims { "" } else { "AND kind <> 'claim'" };
-        let which = format!(
-            "state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' {claims} AND {NOT_IN_DOUBT}
-             AND id NOT IN (SELECT intent FROM tx_order WHERE what = 'cancel') ORDER BY kind = 'claim', id"
-        );
-        self.intents(signer, &which, limit as i64).await
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS}, (SELECT count(*) FROM tx_intent WHERE signer = ?1 AND state = 'signed'),
+                 (SELECT coalesce(max(nonce) + 1, 0) FROM tx_intent WHERE signer = ?1)
+             FROM tx_intent WHERE signer = ?1 AND state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' {claims}
+                 AND {NOT_IN_DOUBT} AND id NOT IN (SELECT intent FROM tx_order WHERE what = 'cancel')
+                 AND NOT EXISTS (SELECT 1 FROM finality WHERE violated IS NOT NULL)
+             ORDER BY kind = 'claim', id
+             LIMIT max(0, ?2 - (SELECT count(*) FROM tx_intent WHERE signer = ?1 AND state = 'signed'))"
+        )))
+        .bind(signer.as_slice())
+        .bind(i64::try_from(window).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        let number = |column: usize| rows.first().map_or(0, |row| row.get::<i64, _>(column) as u64);
+        let (in_flight, next_nonce) = (number(9) as usize, number(10));
+        Ok(Ready { intents: rows.iter().map(open_intent).collect::<Result<_>>()?, in_flight, next_nonce })
     }
 
     /// Returns at most `limit` queued intents of `signer` whose call was not tried yet, oldest first.
@@ -226,29 +241,13 @@ impl Store {
 
     async fn intents(&self, signer: Address, which: &str, limit: i64) -> Result<Vec<OpenIntent>> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "SELECT id, job, kind, target, data, nonce, gas, cost_max, key FROM tx_intent WHERE signer = ? AND {which} LIMIT ?"
+            "SELECT {COLUMNS} FROM tx_intent WHERE signer = ? AND {which} LIMIT ?"
         )))
         .bind(signer.as_slice())
         .bind(limit)
         .fetch_all(&self.readers)
         .await?;
-        let number = |row: &SqliteRow, column| row.get::<Option<i64>, _>(column).map(|number| number as u64);
-        rows.iter()
-            .map(|row| {
-                Ok(OpenIntent {
-                    id: row.get(0),
-                    key: row.get(8),
-                    job: number(row, 1).map(JobId),
-                    kind: row.get(2),
-                    target: address(row, 3)?,
-                    data: row.get::<Vec<u8>, _>(4).into(),
-                    nonce: number(row, 5),
-                    gas: number(row, 6),
-                    cost_max: row.get::<Option<&str>, _>(7).map(|_| amount(row, 7)).transpose()?,
-                    attempts: Vec::new(),
-                })
-            })
-            .collect()
+        rows.iter().map(open_intent).collect()
     }
 
     /// Returns how many intents of `signer` are not finished.
@@ -272,15 +271,6 @@ impl Store {
         .fetch_one(&self.readers)
         .await?;
         Ok(count as usize)
-    }
-
-    /// Returns the smallest nonce that no intent of `signer` has taken, at least `floor` (the account's nonce on chain).
-    pub async fn next_nonce(&self, signer: Address, floor: u64) -> Result<u64> {
-        let taken: Option<i64> = sqlx::query_scalar("SELECT max(nonce) FROM tx_intent WHERE signer = ?")
-            .bind(signer.as_slice())
-            .fetch_one(&self.readers)
-            .await?;
-        Ok(taken.map_or(floor, |nonce| floor.max(nonce as u64 + 1)))
     }
 
     /// Returns the nonces from `from` up to the newest of `signer` that no intent has.
@@ -317,7 +307,6 @@ impl Store {
     /// If a nonce is another intent's, or an intent has another one or is finished: the database refuses.
     pub async fn sign(&self, signed: &[Signed]) -> Result<()> {
         let mut writer = self.writer.acquire().await?;
-        sqlx::query("PRAGMA synchronous = FULL").execute(&mut *writer).await?;
         let stored = store_signed(&mut writer, signed).await;
         sqlx::query("PRAGMA synchronous = NORMAL").execute(&mut *writer).await?;
         stored
@@ -410,7 +399,7 @@ impl Store {
 
 async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Result<()> {
     use sqlx::Connection;
-    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let mut tx = writer.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE").await?;
     for signed in signed.chunks(ROWS_PER_STATEMENT) {
         let rows: Vec<(i64, u64, u64)> = signed.iter().map(|it| (it.intent, it.nonce, it.gas)).collect();
         let nonces = || rows.iter().map(|(intent, nonce, _)| format!("nonce {nonce} to intent {intent}"));
@@ -473,6 +462,23 @@ pub(super) async fn insert_intents<'a>(
         added += done.with_context(|| format!("queue intents {}", keys.join(", ")))?.rows_affected() as usize;
     }
     Ok(added)
+}
+
+/// Reads [`COLUMNS`].
+fn open_intent(row: &SqliteRow) -> Result<OpenIntent> {
+    let number = |column| row.get::<Option<i64>, _>(column).map(|number| number as u64);
+    Ok(OpenIntent {
+        id: row.get(0),
+        key: row.get(8),
+        job: number(1).map(JobId),
+        kind: row.get(2),
+        target: address(row, 3)?,
+        data: row.get::<Vec<u8>, _>(4).into(),
+        nonce: number(5),
+        gas: number(6),
+        cost_max: row.get::<Option<&str>, _>(7).map(|_| amount(row, 7)).transpose()?,
+        attempts: Vec::new(),
+    })
 }
 
 fn attempt(row: &SqliteRow) -> Result<Attempt> {

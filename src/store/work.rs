@@ -40,19 +40,17 @@ impl Store {
         let jobs: Vec<JobId> = choices.iter().map(|choice| choice.job).collect();
         let keys: Vec<&str> = choices.iter().map(|choice| choice.claim.key.as_str()).collect();
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let (taken, held): (i64, bool) =
-            sqlx::query_as("SELECT (SELECT count(*) FROM reservation), EXISTS (SELECT 1 FROM hold)")
-                .fetch_one(&mut *tx)
-                .await?;
-        let busy: Vec<i64> = sqlx::query_scalar(
-            "SELECT job FROM reservation WHERE job IN (SELECT value FROM json_each(?))
-             UNION SELECT job FROM tx_intent
-             WHERE key IN (SELECT value FROM json_each(?)) AND state IN ('queued', 'signed', 'mined')",
+        let (taken, held, busy): (i64, bool, String) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM reservation), EXISTS (SELECT 1 FROM hold), (SELECT json_group_array(job) FROM (
+                 SELECT job FROM reservation WHERE job IN (SELECT value FROM json_each(?))
+                 UNION SELECT job FROM tx_intent
+                 WHERE key IN (SELECT value FROM json_each(?)) AND state IN ('queued', 'signed', 'mined')))",
         )
         .bind(serde_json::to_string(&jobs)?)
         .bind(serde_json::to_string(&keys)?)
-        .fetch_all(&mut *tx)
+        .fetch_one(&mut *tx)
         .await?;
+        let busy: Vec<i64> = serde_json::from_str(&busy)?;
         let room = if held { 0 } else { i64::from(slots).saturating_sub(taken).max(0) as usize };
         let free = |choice: &&Choice| !busy.contains(&(choice.job.0 as i64));
         let made: Vec<&Choice> = choices.iter().filter(free).take(room).collect();

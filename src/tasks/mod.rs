@@ -223,8 +223,7 @@ impl Drop for Held {
 
 /// Leases the oldest live job to which `us` owes `duty`.
 async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<Held>> {
-    let now = store.time().await?;
-    let jobs = store.live_jobs().await?;
+    let (now, jobs) = store.live_now().await?;
     let owed: Vec<JobId> = jobs.iter().filter(|job| job.next(us, now) == Next::Do(duty)).map(|job| job.id).collect();
     if owed.is_empty() {
         return Ok(None);
@@ -251,7 +250,7 @@ async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<H
 /// # Errors
 /// If the store fails.
 pub async fn unsent(store: &Store, us: Address) -> anyhow::Result<usize> {
-    let (now, jobs) = (store.time().await?, store.live_jobs().await?);
+    let (now, jobs) = store.live_now().await?;
     let owed: Vec<(JobId, Duty)> = jobs
         .iter()
         .filter_map(|job| match job.next(us, now) {

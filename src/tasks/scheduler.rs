@@ -53,13 +53,15 @@ impl Task for Scheduler {
     /// # Errors
     /// If the store fails. What was chosen stays chosen.
     async fn pass(&mut self) -> Result<Pass> {
-        let jobs = self.store.live_jobs().await?;
-        let now = self.store.time().await?;
-        let mut reserved = self.store.reservations().await?;
+        let (now, jobs) = self.store.live_now().await?;
         // First what others may take meanwhile.
+        let mut chosen = Vec::new();
         if self.health.is_well(INDEXER) && self.guard.refusal().is_none() {
-            self.choose(&jobs, now).await?;
+            chosen = self.choose(&jobs, now).await?;
         }
+        // Those that were chosen just now are not among `jobs` as such.
+        let mut reserved = self.store.reservations().await?;
+        reserved.retain(|job| !chosen.contains(job));
         let freed = self.keep_slots(&jobs, now, &mut reserved).await?;
         for job in self.store.withdraw_queued(UnixSeconds(clock().0.saturating_sub(CLAIM_AGE_MAX_SECONDS))).await? {
             tracing::info!(%job, "its claim waited too long to be signed: judged anew");
@@ -70,12 +72,14 @@ impl Task for Scheduler {
 }
 
 impl Scheduler {
-    /// Decides on what is posted, as many at once as it takes to have the first claims under way while the last are decided.
-    async fn choose(&mut self, jobs: &[Arc<Job>], now: UnixSeconds) -> Result<()> {
+    /// Decides on what is posted, as many at once as it takes to have the first claims under way while the last are decided. Returns
+    /// what was chosen.
+    async fn choose(&mut self, jobs: &[Arc<Job>], now: UnixSeconds) -> Result<Vec<JobId>> {
         let open: Vec<&Arc<Job>> =
             jobs.iter().filter(|job| job.next(self.us, now) == Next::Do(Duty::Consider)).collect();
         let known: BTreeSet<JobId> = open.iter().map(|job| job.id).collect();
         self.declined.retain(|id, _| known.contains(id));
+        let mut all = Vec::new();
         for open in open.chunks(CHOICES_AT_ONCE) {
             let mut choices = Vec::new();
             let mut sight = self.survey.sight(&self.store, self.us).await?;
@@ -86,9 +90,10 @@ impl Scheduler {
                 let chosen = self.store.choose(&choices, self.slots).await?;
                 failpoint::hit(Point::AfterChoose).await?;
                 tracing::info!(jobs = ?chosen.iter().map(|job| job.0).collect::<Vec<_>>(), "chose jobs");
+                all.extend(chosen);
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Slots follow the chain: jobs that are ours have one, finished and lost ones give theirs back. Returns whether any did.

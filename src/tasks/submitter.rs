@@ -17,7 +17,7 @@ use crate::failpoint::{self, Point};
 use crate::http::{Kind, Metrics};
 use crate::market::job::in_vain;
 use crate::market::types::{B256, Bytes, JobId, U256};
-use crate::store::{Attempt, Intent, OpenIntent, OrderKind, Signed, Store, TxOrder, clock};
+use crate::store::{Attempt, Intent, OpenIntent, OrderKind, Ready, Signed, Store, TxOrder, clock};
 
 /// Unmined bytes are sent again after this long, in case no node kept them; after refusals later and later.
 const RESEND_AFTER: Duration = Duration::from_secs(3);
@@ -75,20 +75,19 @@ impl Task for Submitter {
     /// # Errors
     /// If the endpoint or the store fails. What is signed is on disk and sent by a later pass.
     async fn pass(&mut self) -> Result<Pass> {
-        if self.store.finality().await?.is_some_and(|finality| finality.violated.is_some()) {
-            return Ok(Pass::Idle);
-        }
         let us = self.signer.address();
-        let (in_flight, claims) = (self.store.in_flight(us).await?, self.guard.refusal().is_none());
-        let ready = self.store.ready_intents(us, self.limits.window.saturating_sub(in_flight), claims).await?;
-        if !ready.is_empty() {
+        let ready = self.store.ready(us, self.limits.window, self.guard.refusal().is_none()).await?;
+        if !ready.intents.is_empty() {
             let pulse = self.pulse().await?;
-            let fresh = self.sign(ready, &pulse, in_flight == 0).await?;
+            let fresh = self.sign(ready, &pulse).await?;
             self.deliver(&fresh).await?;
             if !fresh.is_empty() {
                 // What else waits has waited for long: what is new goes first.
                 return Ok(Pass::Again);
             }
+        }
+        if self.store.finality().await?.is_some_and(|finality| finality.violated.is_some()) {
+            return Ok(Pass::Idle);
         }
         let signed = self.store.signed_intents(us).await?;
         let attempts: HashSet<B256> = signed.iter().flat_map(|it| it.attempts.iter().map(|it| it.hash)).collect();
@@ -160,14 +159,11 @@ impl Submitter {
 
     /// Gives nonces to what is ready, signs it and makes it durable, all at once. What may not cost what it would cost now stays
     /// queued; a claim is dropped.
-    async fn sign(&mut self, ready: Vec<OpenIntent>, pulse: &Pulse, idle: bool) -> Result<Vec<OpenIntent>> {
-        if ready.is_empty() {
-            return Ok(Vec::new());
-        }
-        let us = self.signer.address();
+    async fn sign(&mut self, ready: Ready, pulse: &Pulse) -> Result<Vec<OpenIntent>> {
+        let Ready { intents: ready, in_flight, next_nonce } = ready;
         // While nothing of ours is in flight a person may have used the key for a command: the nonce felt last may be taken.
-        let floor = if idle { self.chain.nonce(us).await? } else { pulse.nonce };
-        let mut nonce = self.store.next_nonce(us, floor.max(pulse.nonce)).await?;
+        let floor = if in_flight == 0 { self.chain.nonce(self.signer.address()).await? } else { pulse.nonce };
+        let mut nonce = next_nonce.max(floor).max(pulse.nonce);
         let (mut signed, mut bytes) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
         for mut intent in ready {
             let gas = intent.gas.context("a ready intent has a gas limit")?;
@@ -341,8 +337,8 @@ impl Submitter {
         if !signed.iter().any(|intent| ["claim", "commit", "complete", "fail"].contains(&intent.kind.as_str())) {
             return Ok(HashSet::new());
         }
-        let (now, us) = (self.store.time().await?, self.signer.address());
-        let jobs: HashMap<JobId, _> = self.store.live_jobs().await?.into_iter().map(|job| (job.id, job)).collect();
+        let ((now, jobs), us) = (self.store.live_now().await?, self.signer.address());
+        let jobs: HashMap<JobId, _> = jobs.into_iter().map(|job| (job.id, job)).collect();
         let job = |intent: &OpenIntent| intent.job.and_then(|job| jobs.get(&job)).map(|job| &**job);
         Ok(signed.iter().filter(|it| in_vain(&it.kind, job(it), us, now)).map(|intent| intent.id).collect())
     }

@@ -15,7 +15,7 @@ use crate::market::gate::Ground;
 use crate::market::job::Job;
 use crate::market::policy::{Circumstances, Load, Outlook, Turn};
 use crate::market::types::{Address, BlockRef, UnixSeconds};
-use crate::store::Store;
+use crate::store::{Scene, Store};
 
 /// The name under which the surveyor reports its health.
 pub const PART: &str = "survey";
@@ -107,7 +107,6 @@ pub struct Sight {
     changed: Option<u64>,
     loads: HashMap<String, Load>,
     grounds: HashMap<u64, Ground>,
-    times: HashMap<u64, UnixSeconds>,
     /// Every registered host.
     hosts: Vec<Address>,
     /// Jobs chosen since.
@@ -120,17 +119,13 @@ impl Sight {
     /// # Errors
     /// If the store fails.
     pub async fn of(store: &Store, us: Address, mut outlook: Option<Outlook>) -> Result<Self> {
-        let mut changed = None;
-        if let Some(known) = &mut outlook {
-            changed = store.changed_since(us, known.block).await?;
-            if let Some(score) = store.score_since(us, known.block).await? {
-                known.standing.reputation = score;
-            }
+        let Scene { now, changed, score, hosts } =
+            store.scene(us, outlook.map_or(u64::MAX, |outlook| outlook.block)).await?;
+        if let (Some(known), Some(score)) = (&mut outlook, score) {
+            known.standing.reputation = score;
         }
-        let (store, now) = (store.clone(), store.time().await?);
-        let hosts = store.registered_hosts().await?;
-        let (loads, grounds, times) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Self { store, us, now, outlook, changed, loads, grounds, times, hosts, chosen: 0 })
+        let (loads, grounds) = (HashMap::new(), HashMap::new());
+        Ok(Self { store: store.clone(), us, now, outlook, changed, loads, grounds, hosts, chosen: 0 })
     }
 
     /// Returns what the rules look at when `job` is decided on.
@@ -149,7 +144,7 @@ impl Sight {
                 *self.loads.entry(job.terms.model.clone()).or_insert(load)
             }
         };
-        let since = self.time(job.rests_on.number).await?;
+        let since = grounds[1].time.unwrap_or(self.now);
         let turn = Turn {
             before: Turn::before(self.us, &self.hosts, job.id, job.rests_on),
             waited_seconds: self.now.0.saturating_sub(since.0),
@@ -169,14 +164,6 @@ impl Sight {
                 load.queued_tokens += u64::from(job.terms.max_tokens);
             }
         }
-    }
-
-    async fn time(&mut self, number: u64) -> Result<UnixSeconds> {
-        if let Some(time) = self.times.get(&number) {
-            return Ok(*time);
-        }
-        let time = self.store.block_time(number).await?.unwrap_or(self.now);
-        Ok(*self.times.entry(number).or_insert(time))
     }
 
     async fn ground(&mut self, number: u64) -> Result<Ground> {

@@ -226,7 +226,8 @@ fn circumstances(policy: &Policy, past: &PastJob, load: Load, given: &Given) -> 
     };
     let (Given { races, gas_price, .. }, number) = (*given, past.job.posted.number);
     let fee_bps = past.fee_bps().unwrap_or(given.fee_bps);
-    let ground = Ground { number, level: Level::Complete, head: u64::MAX - 1, safe: number, last_final: number };
+    let ground =
+        Ground { number, level: Level::Complete, head: u64::MAX - 1, safe: number, last_final: number, time: None };
     let outlook = Outlook { standing, fee_bps, job_stake: JOB_STAKE, gas_price, age_seconds: 0, block: number, races };
     Circumstances {
         now: past.posted_at,

@@ -94,7 +94,7 @@ const KNOWN: Outlook = Outlook {
     block: 5,
     races: Races { won: 1, lost: 19 },
 };
-const PROVEN: Ground = Ground { number: 1, level: Level::Complete, head: 1, safe: 0, last_final: 0 };
+const PROVEN: Ground = Ground { number: 1, level: Level::Complete, head: 1, safe: 0, last_final: 0, time: None };
 const FINE: Circumstances = Circumstances {
     now: UnixSeconds(1000),
     input_held: true,
