@@ -73,12 +73,16 @@ impl Folded {
     /// Has jobs follow what was told of them since they were folded. Returns those with which that does not do, of which all must be
     /// read, and those that are new, of which all was told, unless something was done for them before.
     fn follow<'a>(&mut self, stale: &'a Stale) -> (BTreeSet<JobId>, Vec<(JobId, &'a [Fact])>) {
-        for job in self.jobs.values_mut().filter(|job| is_undrawn(job)) {
-            if let Some(first) = stale.firsts.get(&(job.rests_on.number + 1)) {
+        let (mut unread, mut new) = (BTreeSet::new(), Vec::new());
+        for job in self.jobs.values_mut().filter(|job| job.beacon.is_none()) {
+            let Some(first) = stale.firsts.get(&(job.rests_on.number + 1)) else { continue };
+            if let State::Committed { .. } = job.state {
                 let _ = Arc::make_mut(job).follow(&[Fact::Beacon(*first)]);
+            } else if let State::Completed { .. } | State::Disputed { .. } = job.state {
+                // In the block of its commitment, perhaps.
+                unread.insert(job.id);
             }
         }
-        let (mut unread, mut new) = (BTreeSet::new(), Vec::new());
         for (id, news) in &stale.jobs {
             let follows = match (news, self.jobs.get_mut(id)) {
                 (Some(news), Some(job)) => Arc::make_mut(job).follow(news).is_ok(),
@@ -93,17 +97,15 @@ impl Folded {
             }
         }
         if let Some(newest) = stale.newest {
-            let drawn = |job: &&Arc<Job>| is_undrawn(job) && job.rests_on.number < newest.block.number;
+            let drawn = |job: &&Arc<Job>| {
+                let waits = matches!(job.state, State::Committed { .. }) && job.beacon.is_none();
+                waits && job.rests_on.number < newest.block.number
+            };
             unread.extend(self.jobs.values().filter(drawn).map(|job| job.id));
             self.now = newest.time;
         }
         (unread, new)
     }
-}
-
-/// Returns whether it has a commitment and no block drew the positions yet.
-fn is_undrawn(job: &Job) -> bool {
-    matches!(job.state, State::Committed { .. }) && job.beacon.is_none()
 }
 
 /// Puts in the block that draws the positions of a commitment in the block before.
