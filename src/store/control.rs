@@ -394,9 +394,10 @@ impl Span {
                  SELECT log.job AS id FROM block CROSS JOIN log ON log.block = block.seq
                  WHERE canonical = 1 AND number > ?5 AND kind IN ('PaymentReleased', 'PaymentRefunded')
                  UNION SELECT id FROM (SELECT id FROM over ORDER BY deadline DESC LIMIT ?4)
-                 UNION SELECT id FROM (SELECT over.id FROM tx_intent CROSS JOIN over ON over.id = tx_intent.job
-                                       WHERE kind = 'claim' AND state = 'mined' AND signer = ?1
-                                       ORDER BY tx_intent.id DESC LIMIT ?4))
+                 UNION SELECT id FROM (SELECT over.id FROM (SELECT id, job FROM tx_intent
+                                                            WHERE kind = 'claim' AND state = 'mined' AND signer = ?1
+                                                            ORDER BY id DESC LIMIT 10 * ?4) AS claim
+                                       CROSS JOIN over ON over.id = claim.job ORDER BY claim.id DESC LIMIT ?4))
              SELECT coalesce((SELECT max(time) FROM log JOIN block ON block.seq = log.block
                               WHERE log.job = over.id AND canonical = 1 AND kind IN ('PaymentReleased', 'PaymentRefunded')),
                              deadline) AS ended, id, token, payment, got

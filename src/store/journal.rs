@@ -177,8 +177,7 @@ impl Store {
             }
         }
         extended.jobs = told.iter().map(|(job, _)| *job).collect();
-        let touched: Vec<JobId> = extended.jobs.iter().copied().collect();
-        self.project_on(&mut tx, &touched, &told, &mut kept.jobs).await?;
+        self.project_on(&mut tx, &told, &mut kept.jobs).await?;
         insert_logs(&mut tx, &entries).await?;
         cover(&mut tx, coverage).await?;
         move_cursor(&mut tx, last.block).await?;

@@ -317,7 +317,7 @@ fn is_live(job: &Job, since: u64) -> bool {
 async fn workable(connection: &mut SqliteConnection, since: UnixSeconds) -> Result<Vec<JobId>> {
     let ids: Vec<i64> = sqlx::query_scalar(
         "SELECT id FROM job WHERE state IN ('completed', 'disputed')
-         OR (state NOT IN ('released', 'refunded') AND deadline >= ?) ORDER BY id",
+         OR (state IN ('posted', 'claimed', 'committed') AND deadline >= ?) ORDER BY id",
     )
     .bind(since.0.min(i64::MAX as u64) as i64)
     .fetch_all(connection)

@@ -16,6 +16,8 @@ mod live;
 #[cfg(test)]
 mod model_tests;
 mod past;
+#[cfg(test)]
+mod plan_tests;
 mod projection;
 mod snapshot;
 mod sql;

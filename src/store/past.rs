@@ -50,13 +50,13 @@ impl Store {
     /// Returns what `host`, this node's, has taken on, at block time `now`; slots and tokens of the model of that text.
     pub async fn load(&self, host: Address, model: &str, now: UnixSeconds) -> Result<Load> {
         let (slots, tokens, held, pending, chosen): (i64, i64, i64, i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM reservation JOIN job ON job.id = reservation.job WHERE model = ?1),
-                    (SELECT coalesce(sum(max_tokens), 0) FROM reservation JOIN job ON job.id = reservation.job
+            "SELECT (SELECT count(*) FROM reservation CROSS JOIN job ON job.id = reservation.job WHERE model = ?1),
+                    (SELECT coalesce(sum(max_tokens), 0) FROM reservation CROSS JOIN job ON job.id = reservation.job
                      WHERE model = ?1 AND NOT EXISTS
                          (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')),
                     (SELECT count(*) FROM job WHERE host = ?3
                      AND state IN ('claimed', 'committed', 'completed', 'disputed')),
-                    (SELECT count(*) FROM reservation JOIN job ON job.id = reservation.job WHERE state = 'posted'),
+                    (SELECT count(*) FROM reservation CROSS JOIN job ON job.id = reservation.job WHERE state = 'posted'),
                     (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)",
         )
         .bind(model)
@@ -78,7 +78,7 @@ impl Store {
         let row = sqlx::query(
             "SELECT number, hash, log_index, tx_hash, address, topics, data,
                  (SELECT time FROM block JOIN cursor USING (number, hash) WHERE canonical = 1),
-                 (SELECT max(number) FROM block JOIN log ON log.block = block.seq
+                 (SELECT max(number) FROM block CROSS JOIN log ON log.block = block.seq
                   WHERE canonical = 1 AND number > ?1 AND job IS NULL AND (
                       kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
                       OR kind IN ('NodeRegistered', 'NodeUnregistered', 'StakeAdded', 'NodeSlashed', 'StakeMoved',
@@ -88,7 +88,7 @@ impl Store {
                   FROM log JOIN block ON block.seq = log.block
                   WHERE kind IN ('NodeRegistered', 'NodeUnregistered') AND canonical = 1)
              FROM (SELECT 1) LEFT JOIN (
-                 SELECT number, hash, log_index, tx_hash, address, topics, data FROM block JOIN log ON log.block = block.seq
+                 SELECT number, hash, log_index, tx_hash, address, topics, data FROM block CROSS JOIN log ON log.block = block.seq
                  WHERE canonical = 1 AND number > ?1 AND job IS NULL AND kind = 'ReputationUpdated'
                      AND substr(topics, 33, 32) = ?2 ORDER BY number DESC, log_index DESC LIMIT 1)",
         )

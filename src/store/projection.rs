@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
 
@@ -98,37 +98,38 @@ impl Store {
         Ok((folded.len(), write(tx, jobs, &folded, conflicts).await?))
     }
 
-    /// Folds `jobs` on from what was kept of them, or from all their facts, with what the chain tells now, `told`, which is stored after
+    /// Folds jobs on, from what was kept of them or from all their facts, with what the chain tells now, `told`, which is stored after
     /// that; writes what follows, and keeps the folds of those that have not ended.
     pub(super) async fn project_on(
         &self,
         tx: &mut SqliteConnection,
-        jobs: &[JobId],
         told: &[(JobId, Fact)],
         kept: &mut HashMap<JobId, Job>,
     ) -> Result<()> {
         let mut news = Facts::new();
         told.iter().for_each(|(job, fact)| news.entry(*job).or_default().push(fact.clone()));
-        let (mut folded, mut others) = (Vec::with_capacity(jobs.len()), Vec::new());
+        let (mut followed, mut others) = (Vec::with_capacity(news.len()), Vec::new());
         for (id, news) in &news {
             let follows = |mut job: Job| job.follow(news).is_ok().then_some(job);
             match kept.remove(id).and_then(follows) {
-                Some(job) => folded.push(job),
+                Some(job) => followed.push(job),
                 None => others.push(*id),
             }
         }
         let mut facts = self.chain_facts(tx, &others).await?;
-        for job in others {
-            facts.entry(job).or_default().extend(news.remove(&job).unwrap_or_default());
+        for job in &others {
+            facts.entry(*job).or_default().extend(news.remove(job).unwrap_or_default());
         }
-        let (fresh, conflicts) = fold_each(&facts);
-        folded.extend(fresh);
-        write(tx, jobs, &folded, conflicts).await?;
-        folded.retain(|job| !matches!(job.state, State::Released { .. } | State::Refunded { .. }));
-        if kept.len() + folded.len() > KEPT_MAX {
+        let (folded, conflicts) = fold_each(&facts);
+        write(tx, &others, &folded, conflicts).await?;
+        update_jobs(tx, &followed).await?;
+        let all = followed.into_iter().chain(folded);
+        let open: Vec<Job> =
+            all.filter(|job| !matches!(job.state, State::Released { .. } | State::Refunded { .. })).collect();
+        if kept.len() + open.len() > KEPT_MAX {
             kept.clear();
         }
-        kept.extend(folded.into_iter().map(|job| (job.id, job)));
+        kept.extend(open.into_iter().map(|job| (job.id, job)));
         Ok(())
     }
 }
@@ -220,6 +221,25 @@ async fn write_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<Vec<JobId
         changed.extend(ids.into_iter().map(|id| JobId(id as u64)));
     }
     Ok(changed)
+}
+
+/// Writes of jobs that have a row what may change of one: the terms stay.
+async fn update_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<()> {
+    for jobs in jobs.chunks(ROWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "UPDATE job SET (state, host, tokens, output, paid) = (column2, column3, column4, column5, column6) FROM (",
+        );
+        query.push_values(jobs, |mut values, job| {
+            let row = JobRow::of(job);
+            values.push_bind(row.id.0 as i64).push_bind(row.state).push_bind(row.host.map(|host| host.to_vec()));
+            values.push_bind(row.tokens.map(i64::from)).push_bind(row.output);
+            values.push_bind(row.paid.map(|amount| amount.to_string()));
+        });
+        query.push(") WHERE id = column1");
+        let updated = query.build().execute(&mut *tx).await?.rows_affected();
+        ensure!(updated as usize == jobs.len(), "{} of {} jobs have no row", jobs.len() - updated as usize, jobs.len());
+    }
+    Ok(())
 }
 
 /// Removes the rows of those jobs, and returns which there were.

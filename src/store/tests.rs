@@ -29,7 +29,7 @@ pub(super) const COMMITMENT: Commitment = Commitment {
 
 /// What a log says: the first byte which event, the second of which job.
 type Says = [u8; 2];
-const TERMS: u8 = 0;
+pub(super) const TERMS: u8 = 0;
 const CLAIMED: u8 = 1;
 const CLAIMED_BY_RIVAL: u8 = 2;
 const COMMITTED: u8 = 3;
@@ -106,7 +106,7 @@ fn after(parent: Option<&Block>, salt: u8, what: &[Says]) -> Block {
 }
 
 /// A chain of blocks after `parent`, each saying one entry of `what`.
-fn chain(parent: Option<&Block>, salt: u8, what: &[&[Says]]) -> Vec<Block> {
+pub(super) fn chain(parent: Option<&Block>, salt: u8, what: &[&[Says]]) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     for says in what {
         let block = after(blocks.last().or(parent), salt, says);
@@ -403,13 +403,13 @@ async fn a_final_header_without_logs_is_dropped_and_its_proof_stays_known() {
     assert_eq!(store.coverage().await.unwrap(), [Coverage::of(100, 105, Level::Complete, None)]);
 }
 
-async fn fresh() -> (File, Store) {
+pub(super) async fn fresh() -> (File, Store) {
     let file = File::new();
     let store = file.open().await;
     (file, store)
 }
 
-async fn extend(store: &Store, blocks: &[Block]) -> Result<Extended> {
+pub(super) async fn extend(store: &Store, blocks: &[Block]) -> Result<Extended> {
     store.extend(&range(blocks)).await
 }
 
@@ -689,13 +689,13 @@ fn chosen() -> Work {
     Work::Chosen { at: UnixSeconds(1), reasons: vec!["price: fine".into()], deal: None }
 }
 
-async fn choose(store: &Store, job: u64, slots: u32) -> bool {
+pub(super) async fn choose(store: &Store, job: u64, slots: u32) -> bool {
     let choice = Choice { job: JobId(job), work: chosen(), claim: intent(&format!("claim:{job}"), job) };
     store.choose(&[choice], slots).await.unwrap() == [JobId(job)]
 }
 
 /// Every intent that is not finished.
-async fn open_intents(store: &Store) -> Vec<OpenIntent> {
+pub(super) async fn open_intents(store: &Store) -> Vec<OpenIntent> {
     let open = [store.signed_intents(US).await.unwrap(), store.ready(US, 100, true).await.unwrap().intents].concat();
     assert_eq!(open.len() as u64, store.open_intents(US).await.unwrap());
     open
@@ -705,7 +705,7 @@ async fn states(store: &Store, job: u64, kind: &str) -> Vec<IntentState> {
     store.intents_of(&[JobId(job)]).await.unwrap().remove(&(JobId(job), kind.to_owned())).unwrap_or_default()
 }
 
-async fn sign(store: &Store, intent: i64, nonce: u64, attempt: Attempt) -> Result<()> {
+pub(super) async fn sign(store: &Store, intent: i64, nonce: u64, attempt: Attempt) -> Result<()> {
     store.sign(&[Signed { intent, nonce, gas: 100, attempt }]).await
 }
 
@@ -814,7 +814,7 @@ async fn a_freed_job_is_still_asked_for_its_money() {
     assert_eq!(states(&store, 1, "release").await, [IntentState::Queued]);
 }
 
-fn attempt(byte: u8) -> Attempt {
+pub(super) fn attempt(byte: u8) -> Attempt {
     let raw = Bytes::from(vec![byte; 3]);
     Attempt {
         hash: B256::repeat_byte(byte),

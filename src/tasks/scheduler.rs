@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -21,8 +22,11 @@ use crate::store::{Choice, Intent, IntentState, Store, clock};
 const CLAIM_GAS: u64 = 300_000;
 /// A claim that waits longer to be signed follows from a judgement that is too old.
 const CLAIM_AGE_MAX_SECONDS: u64 = 60;
-/// Jobs chosen in one transaction, so that the first claims of many are under way while the last are decided.
-const CHOICES_AT_ONCE: usize = 50;
+/// Jobs chosen in one transaction, so that the first claims of many are under way while the last are decided: as many as are sent
+/// with one request.
+const CHOICES_AT_ONCE: usize = 16;
+/// How long the slots are let be after jobs were chosen.
+const BREATH: Duration = Duration::from_millis(25);
 
 /// The task's edges and the host's policy.
 pub struct Scheduler {
@@ -55,13 +59,12 @@ impl Task for Scheduler {
     async fn pass(&mut self) -> Result<Pass> {
         let (now, jobs) = self.store.live_now().await?;
         // First what others may take meanwhile.
-        let mut chosen = Vec::new();
-        if self.health.is_well(INDEXER) && self.guard.refusal().is_none() {
-            chosen = self.choose(&jobs, now).await?;
+        if self.health.is_well(INDEXER) && self.guard.refusal().is_none() && self.choose(&jobs, now).await? {
+            // Whoever signs and sends their claims goes first.
+            tokio::time::sleep(BREATH).await;
+            return Ok(Pass::Again);
         }
-        // Those that were chosen just now are not among `jobs` as such.
         let mut reserved = self.store.reservations().await?;
-        reserved.retain(|job| !chosen.contains(job));
         let freed = self.keep_slots(&jobs, now, &mut reserved).await?;
         for job in self.store.withdraw_queued(UnixSeconds(clock().0.saturating_sub(CLAIM_AGE_MAX_SECONDS))).await? {
             tracing::info!(%job, "its claim waited too long to be signed: judged anew");
@@ -73,13 +76,13 @@ impl Task for Scheduler {
 
 impl Scheduler {
     /// Decides on what is posted, as many at once as it takes to have the first claims under way while the last are decided. Returns
-    /// what was chosen.
-    async fn choose(&mut self, jobs: &[Arc<Job>], now: UnixSeconds) -> Result<Vec<JobId>> {
+    /// whether any was chosen.
+    async fn choose(&mut self, jobs: &[Arc<Job>], now: UnixSeconds) -> Result<bool> {
         let open: Vec<&Arc<Job>> =
             jobs.iter().filter(|job| job.next(self.us, now) == Next::Do(Duty::Consider)).collect();
         let known: BTreeSet<JobId> = open.iter().map(|job| job.id).collect();
         self.declined.retain(|id, _| known.contains(id));
-        let mut all = Vec::new();
+        let mut any = false;
         for open in open.chunks(CHOICES_AT_ONCE) {
             let mut choices = Vec::new();
             let mut sight = self.survey.sight(&self.store, self.us).await?;
@@ -90,10 +93,10 @@ impl Scheduler {
                 let chosen = self.store.choose(&choices, self.slots).await?;
                 failpoint::hit(Point::AfterChoose).await?;
                 tracing::info!(jobs = ?chosen.iter().map(|job| job.0).collect::<Vec<_>>(), "chose jobs");
-                all.extend(chosen);
+                any |= !chosen.is_empty();
             }
         }
-        Ok(all)
+        Ok(any)
     }
 
     /// Slots follow the chain: jobs that are ours have one, finished and lost ones give theirs back. Returns whether any did.

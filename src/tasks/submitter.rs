@@ -24,6 +24,10 @@ const RESEND_AFTER: Duration = Duration::from_secs(3);
 const RESEND_DOUBLINGS_MAX: u32 = 4;
 /// Fees that were read longer ago are read again before anything is signed with them.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(60);
+/// After a change in the file, how long what is to be signed next is waited for before what waits already is looked at; and how many
+/// changes in a row that may take.
+const BREATH: Duration = Duration::from_millis(25);
+const POSTPONED_MAX: u32 = 10;
 /// Gas of an empty transaction.
 const EMPTY_GAS: u64 = 21_000;
 
@@ -53,6 +57,9 @@ pub struct Submitter {
     on_wire: HashMap<B256, OnWire>,
     /// Since when nonces are missing before those that we signed.
     gap_since: Option<Instant>,
+    changes: watch::Receiver<u64>,
+    /// How often what waits was let be for what may be ready.
+    postponed: u32,
 }
 
 /// When an attempt was put on the wire, and what became of it there.
@@ -76,16 +83,25 @@ impl Task for Submitter {
     /// If the endpoint or the store fails. What is signed is on disk and sent by a later pass.
     async fn pass(&mut self) -> Result<Pass> {
         let us = self.signer.address();
+        self.changes.borrow_and_update();
         let ready = self.store.ready(us, self.limits.window, self.guard.refusal().is_none()).await?;
         if !ready.intents.is_empty() {
             let pulse = self.pulse().await?;
             let fresh = self.sign(ready, &pulse).await?;
             self.deliver(&fresh).await?;
             if !fresh.is_empty() {
-                // What else waits has waited for long: what is new goes first.
                 return Ok(Pass::Again);
             }
         }
+        // What else waits has waited for long, and takes time: what may be ready in a moment goes first.
+        if self.postponed < POSTPONED_MAX
+            && let Ok(changed) = tokio::time::timeout(BREATH, self.changes.changed()).await
+        {
+            changed?;
+            self.postponed += 1;
+            return Ok(Pass::Again);
+        }
+        self.postponed = 0;
         if self.store.finality().await?.is_some_and(|finality| finality.violated.is_some()) {
             return Ok(Pass::Idle);
         }
@@ -122,7 +138,8 @@ impl Submitter {
         beat: watch::Receiver<Beat>,
         guard: Guard,
     ) -> Self {
-        Self { chain, store, metrics, signer, limits, beat, guard, on_wire: HashMap::new(), gap_since: None }
+        let (on_wire, gap_since, changes) = (HashMap::new(), None, store.changes());
+        Self { chain, store, metrics, signer, limits, beat, guard, on_wire, gap_since, changes, postponed: 0 }
     }
 
     /// Takes what the operator asked for: what is queued is dropped and bytes are due again at once; what needs new bytes is returned.
@@ -164,7 +181,7 @@ impl Submitter {
         // While nothing of ours is in flight a person may have used the key for a command: the nonce felt last may be taken.
         let floor = if in_flight == 0 { self.chain.nonce(self.signer.address()).await? } else { pulse.nonce };
         let mut nonce = next_nonce.max(floor).max(pulse.nonce);
-        let (mut signed, mut bytes) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
+        let (mut signed, mut signing) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
         for mut intent in ready {
             let gas = intent.gas.context("a ready intent has a gas limit")?;
             let fees = self.capped(pulse.fees, &intent, gas);
@@ -176,11 +193,18 @@ impl Submitter {
                 }
                 continue;
             }
-            let attempt = self.attempt(&intent, nonce, gas, fees, false).await?;
-            bytes.push(Signed { intent: intent.id, nonce, gas, attempt: attempt.clone() });
-            (intent.nonce, intent.attempts) = (Some(nonce), vec![attempt]);
+            // Side by side: it is all processors' work, or each a question to whoever keeps the key.
+            signing.push(tokio::spawn(self.attempt(&intent, nonce, gas, fees, false)));
+            intent.nonce = Some(nonce);
             signed.push(intent);
             nonce += 1;
+        }
+        let mut bytes = Vec::with_capacity(signing.len());
+        for (intent, signing) in signed.iter_mut().zip(signing) {
+            let attempt = signing.await.context("sign")??;
+            intent.attempts = vec![attempt.clone()];
+            let (nonce, gas) = (intent.nonce.unwrap_or_default(), intent.gas.unwrap_or_default());
+            bytes.push(Signed { intent: intent.id, nonce, gas, attempt });
         }
         if !bytes.is_empty() {
             self.store.sign(&bytes).await?;
@@ -193,16 +217,25 @@ impl Submitter {
     }
 
     /// Signs one attempt of an intent: its call, or an empty transaction that takes its nonce away.
-    async fn attempt(&self, intent: &OpenIntent, nonce: u64, gas: u64, fees: Fees, cancels: bool) -> Result<Attempt> {
-        let empty = || Call { to: self.signer.address(), data: Bytes::new(), value: U256::ZERO };
+    fn attempt(
+        &self,
+        intent: &OpenIntent,
+        nonce: u64,
+        gas: u64,
+        fees: Fees,
+        cancels: bool,
+    ) -> impl Future<Output = Result<Attempt>> + use<> {
+        let (signer, chain_id) = (self.signer.clone(), self.chain.id());
         let call = if cancels || intent.kind == "fill" {
-            empty()
+            Call { to: signer.address(), data: Bytes::new(), value: U256::ZERO }
         } else {
             Call { to: intent.target, data: intent.data.clone(), value: U256::ZERO }
         };
-        let (hash, raw) = self.signer.sign(self.chain.id(), nonce, gas, fees, &call).await?;
-        let Fees { fee_cap, tip_cap } = fees;
-        Ok(Attempt { hash, raw, fee_cap, tip_cap, signed_at: clock().0, sent: false, cancels })
+        async move {
+            let (hash, raw) = signer.sign(chain_id, nonce, gas, fees, &call).await?;
+            let Fees { fee_cap, tip_cap } = fees;
+            Ok(Attempt { hash, raw, fee_cap, tip_cap, signed_at: clock().0, sent: false, cancels })
+        }
     }
 
     /// Puts the newest bytes of each intent on the wire, in the order of their nonces, unless they were just sent.
@@ -215,7 +248,7 @@ impl Submitter {
         let newest = signed.iter().filter_map(|intent| Some((intent, intent.attempts.last()?)));
         let due: Vec<(&OpenIntent, &Attempt)> = newest.filter(|(_, attempt)| due(attempt)).collect();
         /// Sent with one request: the first are there before the last are read.
-        const PER_REQUEST: usize = 10;
+        const PER_REQUEST: usize = 16;
         let mut accepted = Vec::new();
         for due in due.chunks(PER_REQUEST) {
             let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
