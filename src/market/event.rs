@@ -388,6 +388,56 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_deal_is_told_by_what_the_contract_keeps_of_it() {
+        let terms = Terms {
+            renter: Address::repeat_byte(1),
+            model: "a".into(),
+            input: "b".into(),
+            max_tokens: 8,
+            temperature_milli: 0,
+            seed: 1,
+            payment: U256::from(100),
+            token: Address::ZERO,
+            deadline: UnixSeconds(9),
+            requires_proof: true,
+            min_gpu_memory: 0,
+            min_reputation: 0,
+            reserved_for: None,
+            region: None,
+        };
+        let with = |change: fn(&mut Terms)| {
+            let mut other = terms.clone();
+            change(&mut other);
+            other.deal()
+        };
+        let matter: [fn(&mut Terms); 9] = [
+            |terms| terms.renter = Address::ZERO,
+            |terms| terms.model.push('0'),
+            |terms| terms.input.push('0'),
+            |terms| terms.max_tokens += 1,
+            |terms| terms.temperature_milli += 1,
+            |terms| terms.seed += 1,
+            |terms| terms.payment += U256::from(1),
+            |terms| terms.token = Address::repeat_byte(1),
+            |terms| terms.requires_proof = false,
+        ];
+        let left_out: [fn(&mut Terms); 5] = [
+            |terms| terms.deadline.0 += 1,
+            |terms| terms.min_gpu_memory += 1,
+            |terms| terms.min_reputation += 1,
+            |terms| terms.reserved_for = Some(Address::repeat_byte(2)),
+            |terms| terms.region = Some("eu".into()),
+        ];
+        let mut deals = vec![terms.deal()];
+        for change in matter {
+            let deal = with(change);
+            assert!(!deals.contains(&deal), "part {} says nothing", deals.len());
+            deals.push(deal);
+        }
+        assert_eq!(left_out.map(with), [terms.deal(); 5]);
+    }
+
+    #[test]
     fn no_two_logs_share_a_link() {
         let log = RawLog {
             block: BlockRef { number: 3, hash: B256::repeat_byte(3) },
