@@ -11,6 +11,13 @@ import {PaymentEscrow} from "./PaymentEscrow.sol";
 import {ProofSystem} from "./ProofSystem.sol";
 import {ReputationSystem} from "./ReputationSystem.sol";
 
+/// A digest of all that a job's output follows from, beside its number.
+function orderOf(JobMarketplace.Job memory job) pure returns (bytes32) {
+    uint32 maxTokens = job.maxTokens;
+    uint32 temperature = job.temperature;
+    return keccak256(abi.encodePacked(job.modelHash, job.promptHash, maxTokens, temperature, job.seed));
+}
+
 /// Renters post jobs with their payment, hosts claim and complete them.
 ///
 ///                  ┌──────────────────failJob──────────────────┐
@@ -25,6 +32,9 @@ import {ReputationSystem} from "./ReputationSystem.sol";
 /// Acting on a job is possible while `block.timestamp < deadline`, expiring it from `deadline` on. Every job can end
 /// without the help of any one party: before its deadline by its host, after it by anyone, a dispute the arbiter leaves
 /// open by anyone after `ARBITRATION_TIME`, as though nobody had disputed.
+///
+/// A reorg can give a job's number to another order. What was signed for the one may then reach the other, unless it names
+/// what it is for: `claimExactly` does, and `ProofSystem.commitExactly`. A completion hands in what was committed to.
 ///
 /// The owner decides which tokens may pay for new jobs and who arbitrates, and may retire this marketplace: then no job is
 /// posted any more, and those that are end by the same rules. Nobody moves money but by these rules; the arbiter only
@@ -194,6 +204,7 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
     error RefundNotRequested(uint256 jobId);
     error NotArbiter(address caller);
     error OnlyProofSystem(address caller);
+    error OrderDiffers(uint256 jobId, bytes32 deal);
     error IsRetired(address successor);
     error NotASuccessor(address successor);
 
@@ -257,19 +268,17 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
 
     /// @notice Takes a posted job. The caller must be an active host with enough stake and reputation.
     function claimJob(uint256 jobId) external nonReentrant {
+        _claim(jobId, _inStatus(jobId, JobStatus.Posted));
+    }
+
+    /// @notice As `claimJob`, but only if the job is the order that the caller judged: a reorg may have given its number to
+    /// another.
+    /// @param deal What `dealOf` said of that order.
+    function claimExactly(uint256 jobId, bytes32 deal) external nonReentrant {
         Job storage job = _inStatus(jobId, JobStatus.Posted);
-        _checkLevelBelow(2);
-        _beforeDeadline(jobId, job);
-        if (job.reserved && msg.sender != job.host) revert ReservedFor(jobId, job.host);
-        if (job.minReputation != 0) {
-            uint256 score = reputation.scoreOf(msg.sender);
-            if (score < job.minReputation) revert ReputationTooLow(jobId, score, job.minReputation);
-        }
-        job.status = JobStatus.Claimed;
-        job.host = msg.sender;
-        emit JobClaimed(jobId, msg.sender);
-        address controller = registry.jobOpened(msg.sender);
-        if (gaveUp[jobId][controller]) revert ControllerGaveUp(jobId, controller);
+        bytes32 there = _deal(jobId, job);
+        if (there != deal) revert OrderDiffers(jobId, there);
+        _claim(jobId, job);
     }
 
     /// @notice Completes a claimed job with the result the caller committed to before (`ProofSystem.commitResult`).
@@ -464,6 +473,15 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
         return _known(jobId);
     }
 
+    /// @notice A digest of what a host that claims the job agrees to: for whom it computes what, and for how much. Left out are
+    /// the deadline, which moves with the block of the posting; what a claim checks by itself (reputation, reservation); and
+    /// what no contract can check.
+    /// @return `keccak256(abi.encode(renter, order, token, payment, requiresProof))`, where `order` is
+    /// `keccak256(abi.encodePacked(modelHash, promptHash, uint32(maxTokens), uint32(temperature), seed))`.
+    function dealOf(uint256 jobId) external view returns (bytes32) {
+        return _deal(jobId, _known(jobId));
+    }
+
     function _post(
         JobDetails calldata details,
         JobRequirements calldata requirements,
@@ -506,6 +524,22 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
         uint256 arrived = IERC20(token).balanceOf(address(escrow)) - before;
         if (arrived != payment) revert PaymentMismatch(payment, arrived);
         escrow.create(jobId, msg.sender, reservedFor, token, uint96(payment));
+    }
+
+    /// Everything about claiming but what the caller judged.
+    function _claim(uint256 jobId, Job storage job) private {
+        _checkLevelBelow(2);
+        _beforeDeadline(jobId, job);
+        if (job.reserved && msg.sender != job.host) revert ReservedFor(jobId, job.host);
+        if (job.minReputation != 0) {
+            uint256 score = reputation.scoreOf(msg.sender);
+            if (score < job.minReputation) revert ReputationTooLow(jobId, score, job.minReputation);
+        }
+        job.status = JobStatus.Claimed;
+        job.host = msg.sender;
+        emit JobClaimed(jobId, msg.sender);
+        address controller = registry.jobOpened(msg.sender);
+        if (gaveUp[jobId][controller]) revert ControllerGaveUp(jobId, controller);
     }
 
     /// Everything about completing but the proof.
@@ -566,6 +600,11 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
         job.status = JobStatus.Refunded;
         (address renter, uint256 amount) = escrow.refund(jobId);
         emit PaymentRefunded(jobId, renter, amount);
+    }
+
+    function _deal(uint256 jobId, Job memory job) private view returns (bytes32) {
+        PaymentEscrow.Escrow memory paid = escrow.getEscrow(jobId);
+        return keccak256(abi.encode(job.renter, orderOf(job), paid.token, paid.amount, job.requiresProof));
     }
 
     function _known(uint256 jobId) private view returns (Job storage job) {

@@ -6,7 +6,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {Blockhash} from "@openzeppelin/contracts/utils/Blockhash.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
-import {JobMarketplace} from "./JobMarketplace.sol";
+import {JobMarketplace, orderOf} from "./JobMarketplace.sol";
 
 /// What EZKL generates for a circuit. It reverts on most bad proofs and answers false on the others.
 interface IVerifier {
@@ -148,6 +148,7 @@ contract ProofSystem is Ownable {
     error DeadlinePassed(uint256 jobId, uint256 deadline, uint256 time);
     error TokenCountOutOfRange(uint256 nTokens, uint256 min, uint256 max);
     error AlreadyCommitted(uint256 jobId);
+    error WrongOrder(uint256 jobId, bytes32 order);
     error NotCommitted(uint256 jobId);
     error AlreadyPinned(uint256 jobId);
     error BeaconNotReady(uint256 jobId, uint256 readyAtBlock, uint256 blockNumber);
@@ -198,14 +199,29 @@ contract ProofSystem is Ownable {
     function commitResult(uint256 jobId, bytes32 root, uint32 nTokens, bytes32 resultHash, bytes32 tokensDigest)
         external
     {
+        _commit(
+            jobId,
+            marketplace.getJob(jobId),
+            Commitment(root, resultHash, tokensDigest, uint64(block.number), nTokens, false)
+        );
+    }
+
+    /// @notice As `commitResult`, but only if the job asks for what the result was made for: after reorgs the caller may hold
+    /// the claim of another order with the same number.
+    /// @param order Of that job's stored values: `keccak256(abi.encodePacked(modelHash, promptHash, uint32(maxTokens),
+    /// uint32(temperature), seed))`.
+    function commitExactly(
+        uint256 jobId,
+        bytes32 order,
+        bytes32 root,
+        uint32 nTokens,
+        bytes32 resultHash,
+        bytes32 tokensDigest
+    ) external {
         JobMarketplace.Job memory job = marketplace.getJob(jobId);
-        if (job.status != JobMarketplace.JobStatus.Claimed) revert NotClaimed(jobId, job.status);
-        if (msg.sender != job.host) revert NotHost(jobId, job.host, msg.sender);
-        if (block.timestamp >= job.deadline) revert DeadlinePassed(jobId, job.deadline, block.timestamp);
-        if (nTokens == 0 || nTokens > job.maxTokens) revert TokenCountOutOfRange(nTokens, 1, job.maxTokens);
-        if (_commitments[jobId].nTokens != 0) revert AlreadyCommitted(jobId);
-        _commitments[jobId] = Commitment(root, resultHash, tokensDigest, uint64(block.number), nTokens, false);
-        emit ResultCommitted(jobId, msg.sender, root, nTokens, resultHash, tokensDigest);
+        bytes32 there = orderOf(job);
+        if (there != order) revert WrongOrder(jobId, there);
+        _commit(jobId, job, Commitment(root, resultHash, tokensDigest, uint64(block.number), nTokens, false));
     }
 
     /// @notice Stores the job's beacon before the chain forgets it (256 blocks, 8191 with EIP-2935). Anyone may call.
@@ -334,6 +350,19 @@ contract ProofSystem is Ownable {
     function decodeProof(bytes calldata data) external pure returns (Submission memory submission) {
         (submission.circuitId, submission.proof, submission.instances, submission.paths) =
             abi.decode(data, (bytes32, bytes, uint256[], bytes32[]));
+    }
+
+    function _commit(uint256 jobId, JobMarketplace.Job memory job, Commitment memory commitment) private {
+        if (job.status != JobMarketplace.JobStatus.Claimed) revert NotClaimed(jobId, job.status);
+        if (msg.sender != job.host) revert NotHost(jobId, job.host, msg.sender);
+        if (block.timestamp >= job.deadline) revert DeadlinePassed(jobId, job.deadline, block.timestamp);
+        uint32 nTokens = commitment.nTokens;
+        if (nTokens == 0 || nTokens > job.maxTokens) revert TokenCountOutOfRange(nTokens, 1, job.maxTokens);
+        if (_commitments[jobId].nTokens != 0) revert AlreadyCommitted(jobId);
+        _commitments[jobId] = commitment;
+        emit ResultCommitted(
+            jobId, msg.sender, commitment.root, nTokens, commitment.resultHash, commitment.tokensDigest
+        );
     }
 
     /// Checks that the circuit is in use and made for `jobs` jobs, and that no rule was broken.

@@ -82,6 +82,17 @@ contract GasTest is World {
         vm.stopPrank();
     }
 
+    function test_claim_and_commit_exactly() public {
+        uint256 jobId = post();
+        bytes32 deal = marketplace.dealOf(jobId);
+        vm.startPrank(host);
+        marketplace.claimExactly(jobId, deal);
+        vm.snapshotGasLastCall("host", "claim exactly");
+        proofSystem.commitExactly(jobId, order(details()), "root", 100, keccak256(bytes(CID)), "tokens");
+        vm.snapshotGasLastCall("host", "commit exactly");
+        vm.stopPrank();
+    }
+
     function test_complete() public {
         uint256 jobId = committed();
         bytes memory proof = prove(jobId);

@@ -163,6 +163,10 @@ contract JobMarketplaceTest is World {
         marketplace.expireJob(7);
         vm.expectRevert(refusal);
         marketplace.claimJob(7);
+        vm.expectRevert(refusal);
+        marketplace.claimExactly(7, 0);
+        vm.expectRevert(refusal);
+        marketplace.dealOf(7);
     }
 
     /// Old defect: anyone could claim for anyone. A claim is its sender's.
@@ -188,6 +192,104 @@ contract JobMarketplaceTest is World {
         );
         vm.prank(rival);
         marketplace.claimJob(jobId);
+    }
+
+    // Claims that name the order.
+
+    function deal(JobMarketplace.Posting memory p, address who) private pure returns (bytes32) {
+        return keccak256(abi.encode(who, order(p.details), p.token, p.payment, p.requirements.requiresProof));
+    }
+
+    function postBy(address who, JobMarketplace.Posting memory p) private returns (uint256) {
+        JobMarketplace.Posting[] memory postings = new JobMarketplace.Posting[](1);
+        postings[0] = p;
+        if (p.token != address(0)) usd.transfer(who, p.payment);
+        vm.startPrank(who);
+        usd.approve(address(marketplace), p.payment);
+        uint256 value = p.token == address(0) ? p.payment : 0;
+        vm.deal(who, value);
+        uint256 jobId = marketplace.postJobs{value: value}(postings);
+        vm.stopPrank();
+        return jobId;
+    }
+
+    function test_an_exact_claim_takes_the_order_that_was_judged() public {
+        JobMarketplace.Posting[2] memory both =
+            [posting(address(0), PRICE, address(0))[0], posting(address(usd), 5e6, host)[0]];
+        for (uint256 i = 0; i < both.length; i++) {
+            uint256 jobId = postBy(renter, both[i]);
+            vm.assertEq(marketplace.dealOf(jobId), deal(both[i], renter));
+            vm.expectEmit(address(marketplace));
+            emit JobMarketplace.JobClaimed(jobId, host);
+            vm.prank(host);
+            marketplace.claimExactly(jobId, deal(both[i], renter));
+            vm.assertEq(marketplace.getJob(jobId).host, host);
+            vm.assertEq(registry.getNode(host).openJobs, i + 1);
+            vm.assertEq(marketplace.dealOf(jobId), deal(both[i], renter));
+        }
+    }
+
+    /// A reorg gave the number to another order: each part of the deal matters.
+    function test_an_exact_claim_of_another_order_is_refused_and_changes_nothing() public {
+        bytes32 judged = deal(posting(address(0), 5e6, address(0))[0], renter);
+        for (uint256 part = 0; part < 9; part++) {
+            JobMarketplace.Posting memory other = posting(address(0), 5e6, address(0))[0];
+            if (part == 1) other.details.modelId = "sha256:other";
+            if (part == 2) other.details.prompt = "blake3-other";
+            if (part == 3) other.details.maxTokens++;
+            if (part == 4) other.details.temperature++;
+            if (part == 5) other.details.seed++;
+            if (part == 6) other.token = address(usd);
+            if (part == 7) other.payment--;
+            if (part == 8) other.requirements.requiresProof = false;
+            address who = part == 0 ? stranger : renter;
+            uint256 jobId = postBy(who, other);
+            vm.assertEq(marketplace.dealOf(jobId), deal(other, who));
+            bytes memory before = abi.encode(marketplace.getJob(jobId), registry.getNode(host));
+            vm.expectRevert(abi.encodeWithSelector(JobMarketplace.OrderDiffers.selector, jobId, deal(other, who)));
+            vm.prank(host);
+            marketplace.claimExactly(jobId, judged);
+            vm.assertEq(abi.encode(marketplace.getJob(jobId), registry.getNode(host)), before);
+            claim(jobId);
+        }
+    }
+
+    function test_what_moves_with_the_block_or_is_checked_anyway_is_no_part_of_the_deal() public {
+        JobMarketplace.Posting memory p = posting(address(0), PRICE, address(0))[0];
+        bytes32 judged = deal(p, renter);
+        p.requirements.maxTimeToComplete++;
+        p.requirements.minGPUMemory++;
+        p.requirements.minReputationScore++;
+        p.details.resultFormat = "region=eu";
+        p.reservedFor = host;
+        vm.warp(block.timestamp + 1);
+        vm.assertEq(marketplace.dealOf(postBy(renter, p)), judged);
+    }
+
+    function testFuzz_the_deal_is_the_digest_of_its_parts(
+        address who,
+        string[2] memory texts,
+        uint256[4] memory numbers,
+        uint32 seed,
+        bool inUsd,
+        bool requiresProof
+    ) public {
+        vm.assume(uint160(who) > 1 << 20 && who.code.length == 0 && who != address(marketplace));
+        for (uint256 i = 0; i < texts.length; i++) {
+            vm.assume(bytes(texts[i]).length != 0 && bytes(texts[i]).length <= 128);
+        }
+        JobMarketplace.Posting memory p = posting(inUsd ? address(usd) : address(0), 0, address(0))[0];
+        (p.details.modelId, p.details.prompt) = (texts[0], texts[1]);
+        p.details.maxTokens = bound(numbers[0], 1, 1 << 20);
+        p.details.temperature = bound(numbers[1], 0, 2000);
+        p.details.seed = seed;
+        p.payment = bound(numbers[2], 1, inUsd ? 1e12 : type(uint96).max);
+        p.requirements.requiresProof = requiresProof;
+        uint256 jobId = postBy(who, p);
+        vm.assertEq(marketplace.dealOf(jobId), deal(p, who));
+        vm.prank(host);
+        marketplace.claimExactly(jobId, deal(p, who));
+        vm.assertEq(marketplace.getJob(jobId).host, host);
     }
 
     function testFuzz_only_active_hosts_claim(address who) public {

@@ -92,6 +92,29 @@ contract ProofSystemTest is World {
         proofSystem.commitResult(jobId, "root", 5, "result", "tokens");
     }
 
+    /// Reorgs gave the number to another order and back: the claim of the one was mined before what the host had committed
+    /// to for the other.
+    function test_an_exact_commitment_is_to_a_result_of_the_order_it_names() public {
+        uint256 jobId = post();
+        claim(jobId);
+        for (uint256 part = 0; part < 5; part++) {
+            JobMarketplace.JobDetails memory other = details();
+            if (part == 0) other.modelId = "sha256:other";
+            if (part == 1) other.prompt = "blake3-other";
+            if (part == 2) other.maxTokens++;
+            if (part == 3) other.temperature++;
+            if (part == 4) other.seed++;
+            vm.expectRevert(abi.encodeWithSelector(ProofSystem.WrongOrder.selector, jobId, order(details())));
+            vm.prank(host);
+            proofSystem.commitExactly(jobId, order(other), "root", 5, "result", "tokens");
+            vm.assertEq(proofSystem.commitmentOf(jobId).nTokens, 0);
+        }
+        vm.expectEmit(address(proofSystem));
+        emit ProofSystem.ResultCommitted(jobId, host, bytes32("root"), 5, bytes32("result"), bytes32("tokens"));
+        vm.prank(host);
+        proofSystem.commitExactly(jobId, order(details()), "root", 5, "result", "tokens");
+    }
+
     function test_a_commitment_comes_before_the_deadline() public {
         uint256 jobId = post();
         claim(jobId);

@@ -18,6 +18,8 @@ use serde_json::Value;
 
 const JOB_TERMS: &str = "JobTerms(uint256,address,address,uint256,uint64,address,\
                          (string,string,uint256,uint256,uint32,string),(uint256,uint256,uint256,bool))";
+/// The calls that claim a job, whose number comes first.
+pub const CLAIMS: [&str; 2] = ["claimJob(uint256)", "claimExactly(uint256,bytes32)"];
 /// An answer that tells of a job is longer.
 const TELLING_BYTES_MIN: usize = 500;
 const SEND: &[u8] = b"eth_sendRawTransaction";
@@ -84,7 +86,7 @@ impl Between {
                 times.told.entry(job).and_modify(|known| *known = (*known).min(*at)).or_insert(*at);
             }
         }
-        let claim = &keccak256("claimJob(uint256)")[..4];
+        let claims = CLAIMS.map(keccak256);
         for (at, request, answer) in &noted.sent {
             let (request, answer): (Value, Value) = (serde_json::from_slice(request)?, serde_json::from_slice(answer)?);
             let each = |value: Value| if let Value::Array(all) = value { all } else { vec![value] };
@@ -94,7 +96,10 @@ impl Between {
                 }
                 let raw: Bytes = serde_json::from_value(request["params"][0].clone())?;
                 let tx = TxEnvelope::decode_2718(&mut raw.as_ref()).context("signed bytes")?;
-                if let Some(job) = tx.input().strip_prefix(claim).filter(|word| word.len() == 32) {
+                let input = tx.input();
+                if let Some(job) =
+                    input.get(4..36).filter(|_| claims.iter().any(|claim| input.starts_with(&claim[..4])))
+                {
                     let job = U256::from_be_slice(job).to::<u64>();
                     times.claimed.entry(job).and_modify(|known| *known = (*known).min(*at)).or_insert(*at);
                 }

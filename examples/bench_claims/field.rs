@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use alloy::primitives::U64;
+use alloy::primitives::{U64, U256, keccak256};
 use anyhow::{Context, Result};
-use fabstir::market::types::JobId;
+use fabstir::chain::call::Call;
 use serde_json::json;
 
 use crate::place::Place;
@@ -35,7 +35,8 @@ pub async fn claim(place: &Place, rate: u64, limit: Duration) -> Result<Vec<f64>
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             };
-            let call = place.book.contracts.claim(JobId(job));
+            let data = [&keccak256("claimJob(uint256)")[..4], &U256::from(job).to_be_bytes::<32>()].concat();
+            let call = Call { to: contract, data: data.into(), value: U256::ZERO };
             let (gas, pulse) = (300_000, place.chain.pulse(signer.address()).await?);
             let (hash, raw) = signer.sign(place.chain.id(), pulse.nonce, gas, pulse.fees, &call).await?;
             place.chain.send(&[raw]).await?.first().context("no answer")?;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use crate::between::CLAIMS;
 use crate::place::Place;
 
 /// A block with the transactions of some accounts.
@@ -90,7 +91,7 @@ pub async fn blocks(place: &Place, from: u64, accounts: &[Address]) -> Result<Ve
 }
 
 fn does(tx: &Transaction) -> Does {
-    if tx.input.starts_with(&keccak256("claimJob(uint256)")[..4]) {
+    if CLAIMS.iter().any(|claim| tx.input.starts_with(&keccak256(claim)[..4])) {
         Does::Claim
     } else if tx.input.is_empty() && tx.to == Some(tx.from) {
         Does::Nothing

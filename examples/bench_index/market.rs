@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use fabstir::chain::call::{self, Call, Order};
 use fabstir::chain::{Chain, Contracts};
 use fabstir::devnet::{self, AddressBook, DEPLOYER, Devnet};
-use fabstir::market::event::{Commitment, RawLog};
-use fabstir::market::types::{Address, B256, BlockRef, Bytes, Cid, JobId, ModelId, U256};
+use fabstir::market::event::{Commitment, RawLog, Terms};
+use fabstir::market::types::{Address, B256, BlockRef, Bytes, Cid, JobId, ModelId, U256, UnixSeconds};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Deserialize;
@@ -58,7 +58,7 @@ pub struct Market {
 }
 
 struct Job {
-    renter: Address,
+    terms: Terms,
     host: Address,
     output: Cid,
 }
@@ -103,13 +103,13 @@ struct Tx {
     from: Address,
     call: Call,
     gas: u64,
-    /// What becomes of the jobs that it posts.
-    fates: Vec<Fate>,
+    /// The jobs that it posts, each with what becomes of it.
+    jobs: Vec<(Terms, Fate)>,
 }
 
 impl Tx {
     fn new(from: Address, call: Call, parts: usize) -> Self {
-        Self { from, call, gas: 300_000 + 300_000 * parts as u64, fates: Vec::new() }
+        Self { from, call, gas: 300_000 + 300_000 * parts as u64, jobs: Vec::new() }
     }
 }
 
@@ -233,7 +233,7 @@ impl Market {
         while left >= POST_EVENTS {
             let most = (left / POST_EVENTS).min(4) as usize;
             let tx = self.post(most);
-            left -= POST_EVENTS * tx.fates.len() as u64;
+            left -= POST_EVENTS * tx.jobs.len() as u64;
             txs.push(tx);
         }
         if full {
@@ -257,11 +257,11 @@ impl Market {
             let job = self.jobs.get_mut(&id).context("a job that was posted")?;
             match act {
                 Act::Claim => {
-                    txs.push(Tx::new(job.host, contracts.claim(id), 1));
+                    txs.push(Tx::new(job.host, contracts.claim(id, job.terms.deal()), 1));
                     next = Some((1..=3, Act::Commit));
                 }
                 Act::ClaimInVain => {
-                    txs.push(Tx::new(job.host, contracts.claim(id), 1));
+                    txs.push(Tx::new(job.host, contracts.claim(id, job.terms.deal()), 1));
                     next = Some((1..=3, Act::GiveUp));
                 }
                 Act::GiveUp => {
@@ -278,7 +278,7 @@ impl Market {
                         result_hash: job.output.chain_hash(),
                         tokens_digest: digest("tokens"),
                     };
-                    txs.push(Tx::new(job.host, contracts.commit(id, &commitment), 1));
+                    txs.push(Tx::new(job.host, contracts.commit(id, job.terms.order(), &commitment), 1));
                     next = Some((2..=5, Act::Complete));
                 }
                 Act::Complete => {
@@ -293,10 +293,14 @@ impl Market {
                 }
                 Act::Rate => {
                     let rating = self.rng.gen_range(1..=5);
-                    txs.push(Tx::new(job.renter, contracts.rate(id, rating, "a clear and quick answer".into()), 1));
+                    txs.push(Tx::new(
+                        job.terms.renter,
+                        contracts.rate(id, rating, "a clear and quick answer".into()),
+                        1,
+                    ));
                 }
-                Act::Cancel => txs.push(Tx::new(job.renter, contracts.cancel(id), 1)),
-                Act::Expire => txs.push(Tx::new(job.renter, contracts.expire(id), 1)),
+                Act::Cancel => txs.push(Tx::new(job.terms.renter, contracts.cancel(id), 1)),
+                Act::Expire => txs.push(Tx::new(job.terms.renter, contracts.expire(id), 1)),
             }
             match next {
                 Some((blocks, act)) => {
@@ -322,7 +326,7 @@ impl Market {
         let count = [1, 1, 2, 2, 3, 4][self.rng.gen_range(0..6)].min(most);
         let renter = self.renters[self.rng.gen_range(0..RENTERS)];
         let usd = self.book.usd.unwrap_or_default();
-        let (mut orders, mut fates) = (Vec::new(), Vec::new());
+        let (mut orders, mut jobs) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let fate = match self.rng.gen_range(0..100) {
                 0..60 => Fate::Served,
@@ -342,12 +346,12 @@ impl Market {
                 token: if in_usd { usd } else { Address::ZERO },
                 payment: U256::from(self.rng.gen_range(1_000..1_000_000) * if in_usd { 1 } else { GWEI }),
             };
+            jobs.push((order.terms(renter, UnixSeconds(0)), fate));
             orders.push((order, None));
-            fates.push(fate);
         }
         let contracts = &self.book.contracts;
         let call = if let [(order, _)] = &orders[..] { contracts.post(order) } else { contracts.post_all(&orders) };
-        Tx { fates, ..Tx::new(renter, call, count) }
+        Tx { jobs, ..Tx::new(renter, call, count) }
     }
 
     /// Mines a block of `txs`, which log `events`.
@@ -378,9 +382,9 @@ impl Market {
             let tx = by_hash.get(&receipt.transaction_hash).context("a transaction of somebody else")?;
             ensure!(receipt.status == U64::from(1), "block {}: {} was reverted", self.head, receipt.transaction_hash);
             let posted = self.count(receipt.logs);
-            ensure!(posted.len() == tx.fates.len(), "{} jobs posted of {}", posted.len(), tx.fates.len());
-            for (id, fate) in posted.into_iter().zip(&tx.fates) {
-                self.plan(id, tx.from, fate);
+            ensure!(posted.len() == tx.jobs.len(), "{} jobs posted of {}", posted.len(), tx.jobs.len());
+            for (id, (terms, fate)) in posted.into_iter().zip(&tx.jobs) {
+                self.plan(id, terms.clone(), fate);
             }
         }
         let made = self.events - before;
@@ -408,7 +412,7 @@ impl Market {
         jobs
     }
 
-    fn plan(&mut self, id: JobId, renter: Address, fate: &Fate) {
+    fn plan(&mut self, id: JobId, terms: Terms, fate: &Fate) {
         let (blocks, act) = match fate {
             Fate::Served => (1..=2, Act::Claim),
             Fate::GivenUp => (1..=2, Act::ClaimInVain),
@@ -418,7 +422,7 @@ impl Market {
         let at = self.head + self.rng.gen_range(blocks);
         let host = self.hosts[self.rng.gen_range(0..HOSTS)];
         let output = Cid { digest: self.rng.r#gen(), length: self.rng.gen_range(20..4000) };
-        self.jobs.insert(id, Job { renter, host, output });
+        self.jobs.insert(id, Job { terms, host, output });
         self.later.entry(at).or_default().push((id, act));
     }
 

@@ -9,13 +9,13 @@
 //! - `duplicated`: model runs, claims and completions beyond the one there may be
 //! - `nonce_gaps`: nonces of our hosts without a settled transaction of theirs
 //! - `wei_off`: how far the hosts' books are from the chain, all differences summed
+//! - `outputs_wrong`: outputs on chain that are not what the model gives to that very order
 //!
-//! Besides: the output on chain is what the model gives to that very order; no job is chosen while all slots are taken, looked at
-//! twice a second; each projection equals its own rebuild, the chain, and one made from the first block; no transaction waits past its
-//! deadline; the files are whole.
+//! Besides: no job is chosen while all slots are taken, looked at twice a second; each projection equals its own rebuild, the chain, and
+//! one made from the first block; no transaction waits past its deadline; the files are whole.
 //!
-//! With `--renumber`, reorgs also give jobs' numbers to other orders. Calls name a job by its number alone, so what was signed for the
-//! order before may meet the one after: this finds outputs of the wrong order, and is not part of `make chaos`.
+//! With `--renumber`, reorgs also give jobs' numbers to other orders, so that what was signed for the order before meets the one after.
+//! Claims and commitments name what they are for, and the same must hold.
 
 mod endpoint;
 mod facts;
@@ -110,6 +110,7 @@ struct Report {
     duplicated: u64,
     nonce_gaps: u64,
     wei_off: u128,
+    outputs_wrong: u64,
 }
 
 /// What happens at a moment of the run.
@@ -181,6 +182,7 @@ async fn run(arguments: &Arguments) -> Result<bool> {
         duplicated: verdict.duplicated,
         nonce_gaps: verdict.nonce_gaps,
         wei_off: verdict.wei_off.saturating_to(),
+        outputs_wrong: verdict.outputs_wrong,
     };
     eprintln!("{:.0} s in all", began.elapsed().as_secs_f64());
     println!("{}", serde_json::to_string(&report)?);

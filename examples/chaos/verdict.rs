@@ -37,6 +37,8 @@ pub struct Verdict {
     /// Nonces without a settled transaction of ours.
     pub nonce_gaps: u64,
     pub wei_off: U256,
+    /// Outputs that the model does not give to what was ordered.
+    pub outputs_wrong: u64,
     /// Each in words; what the numbers above do not count is here alone.
     pub wrong: Vec<String>,
 }
@@ -90,6 +92,7 @@ impl Verdict {
                 continue;
             };
             if let Err(error) = same_output(&engine, host, job, ordered, output, fate.committed).await {
+                self.outputs_wrong += 1;
                 self.wrong(format!("job {job} of {}: {error:#}", host.name));
             }
         }

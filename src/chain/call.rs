@@ -5,8 +5,8 @@ use alloy::sol_types::SolCall;
 
 use super::Contracts;
 use super::abi::{Erc20, JobMarketplace, NodeRegistry, ProofSystem, ReputationSystem};
-use crate::market::event::Commitment;
-use crate::market::types::{Cid, JobId, ModelId};
+use crate::market::event::{Commitment, Terms};
+use crate::market::types::{Cid, JobId, ModelId, UnixSeconds};
 
 /// A contract call and the ETH that goes with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,17 +37,19 @@ pub struct Order {
 }
 
 impl Contracts {
-    /// Takes the job for the sender.
-    pub fn claim(&self, job: JobId) -> Call {
-        call(self.job_marketplace, JobMarketplace::claimJobCall { jobId: number(job) })
+    /// Takes the job for the sender, if it is still the one that was judged: `deal` is its [`Terms::deal`].
+    pub fn claim(&self, job: JobId, deal: B256) -> Call {
+        call(self.job_marketplace, JobMarketplace::claimExactlyCall { jobId: number(job), deal })
     }
 
-    /// Binds the sender to a result before the positions to open are drawn.
-    pub fn commit(&self, job: JobId, commitment: &Commitment) -> Call {
+    /// Binds the sender to a result before the positions to open are drawn, if the job is still what the result was made for: `order`
+    /// is its [`Terms::order`].
+    pub fn commit(&self, job: JobId, order: B256, commitment: &Commitment) -> Call {
         call(
             self.proof_system,
-            ProofSystem::commitResultCall {
+            ProofSystem::commitExactlyCall {
                 jobId: number(job),
+                order,
                 root: commitment.root,
                 nTokens: commitment.tokens,
                 resultHash: commitment.result_hash,
@@ -207,6 +209,26 @@ pub struct Circuit {
 }
 
 impl Order {
+    /// Returns the terms of the job that it is once `renter` has posted it, for any host, in a block of that time.
+    pub fn terms(&self, renter: Address, time: UnixSeconds) -> Terms {
+        Terms {
+            renter,
+            model: self.model.to_string(),
+            input: self.input.to_string(),
+            max_tokens: self.max_tokens,
+            temperature_milli: self.temperature_milli,
+            seed: self.seed,
+            payment: self.payment,
+            token: self.token,
+            deadline: UnixSeconds(time.0 + self.seconds),
+            requires_proof: self.requires_proof,
+            min_gpu_memory: 0,
+            min_reputation: 0,
+            reserved_for: None,
+            region: None,
+        }
+    }
+
     fn details(&self) -> JobMarketplace::JobDetails {
         JobMarketplace::JobDetails {
             modelId: self.model.to_string(),

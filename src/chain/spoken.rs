@@ -41,12 +41,12 @@ fn called(name: &str) -> Vec<Function> {
         }
         "payment_escrow" => functions!(PaymentEscrow: getEscrowCall, feeBpsCall),
         "job_marketplace" => {
-            functions!(JobMarketplace: jobCountCall, getJobCall, breakerLevelCall, claimJobCall, completeJobCall,
+            functions!(JobMarketplace: jobCountCall, getJobCall, breakerLevelCall, claimExactlyCall, completeJobCall,
             completeJobsCall, releasePaymentCall, releasePaymentsCall, expireJobCall, cancelJobCall, failJobCall, disputeJobCall,
             resolveDisputeCall, pauseCall, postJobCall, postJobsCall, postJobWithTokenCall)
         }
         "proof_system" => {
-            functions!(ProofSystem: commitmentOfCall, contextOfCall, circuitOfCall, commitResultCall, challengeCall,
+            functions!(ProofSystem: commitmentOfCall, contextOfCall, circuitOfCall, commitExactlyCall, challengeCall,
             registerCircuitCall)
         }
         "reputation_system" => functions!(ReputationSystem: scoreOfCall, rateCall),

@@ -54,7 +54,7 @@ impl Tree {
         Ok(Self { levels })
     }
 
-    /// Returns the root: what `ProofSystem.commitResult` takes.
+    /// Returns the root: what `ProofSystem.commitExactly` takes.
     pub fn root(&self) -> B256 {
         self.levels[self.levels.len() - 1][0]
     }
@@ -88,7 +88,7 @@ fn node(left: B256, right: B256) -> B256 {
     keccak256([&[0x01][..], left.as_slice(), right.as_slice()].concat())
 }
 
-/// Returns what `commitResult` takes as the tokens' digest: `keccak256` of the ids as 4-byte big-endian words.
+/// Returns what `commitExactly` takes as the tokens' digest: `keccak256` of the ids as 4-byte big-endian words.
 pub fn tokens_digest(tokens: &[u32]) -> B256 {
     keccak256(tokens.iter().flat_map(|token| token.to_be_bytes()).collect::<Vec<u8>>())
 }

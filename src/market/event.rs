@@ -157,20 +157,23 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Returns a digest of all that the output follows from, beside the job's number: a reorg may give that to another order.
+    /// Returns a digest of all that the output follows from, beside the job's number: a reorg may give that to another order. It is
+    /// what the contract compares when a result is committed to, see `ProofSystem.commitExactly`.
     pub fn order(&self) -> B256 {
         let numbers = [self.max_tokens, self.temperature_milli, self.seed].map(u32::to_be_bytes);
         keccak256([keccak256(&self.model).as_slice(), keccak256(&self.input).as_slice(), &numbers.concat()].concat())
     }
 
-    /// Returns a digest of all that a host agrees to, but the deadline: that moves with the block in which a reorg puts the posting.
+    /// Returns the contract's digest of what a host that claims it agrees to, which its claim names: for whom it computes what, for
+    /// how much, and whether with a proof. Left out are the deadline, which moves with the block in which a reorg puts the posting;
+    /// what the contract checks of a claim by itself (`min_reputation`, `reserved_for`); and advice that it does not keep
+    /// (`min_gpu_memory`, `region`).
+    ///
+    /// Source: `JobMarketplace.dealOf`.
     pub fn deal(&self) -> B256 {
-        let (order, payment) = (self.order(), self.payment.to_be_bytes::<32>());
-        let numbers = [self.min_gpu_memory, self.min_reputation, u64::from(self.requires_proof)].map(u64::to_be_bytes);
-        let reserved_for = self.reserved_for.unwrap_or_default();
-        let region = keccak256(self.region.as_deref().unwrap_or_default());
-        let parts = [order.as_slice(), self.renter.as_slice(), &payment, self.token.as_slice(), &numbers.concat()];
-        keccak256([parts.concat().as_slice(), reserved_for.as_slice(), region.as_slice()].concat())
+        let [payment, proof] = [self.payment, U256::from(self.requires_proof)].map(B256::from);
+        let words = [self.renter.into_word(), self.order(), self.token.into_word(), payment, proof];
+        keccak256(words.map(|word| word.0).concat())
     }
 }
 
@@ -383,6 +386,56 @@ impl Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deal_is_told_by_what_the_contract_keeps_of_it() {
+        let terms = Terms {
+            renter: Address::repeat_byte(1),
+            model: "a".into(),
+            input: "b".into(),
+            max_tokens: 8,
+            temperature_milli: 0,
+            seed: 1,
+            payment: U256::from(100),
+            token: Address::ZERO,
+            deadline: UnixSeconds(9),
+            requires_proof: true,
+            min_gpu_memory: 0,
+            min_reputation: 0,
+            reserved_for: None,
+            region: None,
+        };
+        let with = |change: fn(&mut Terms)| {
+            let mut other = terms.clone();
+            change(&mut other);
+            other.deal()
+        };
+        let matter: [fn(&mut Terms); 9] = [
+            |terms| terms.renter = Address::ZERO,
+            |terms| terms.model.push('0'),
+            |terms| terms.input.push('0'),
+            |terms| terms.max_tokens += 1,
+            |terms| terms.temperature_milli += 1,
+            |terms| terms.seed += 1,
+            |terms| terms.payment += U256::from(1),
+            |terms| terms.token = Address::repeat_byte(1),
+            |terms| terms.requires_proof = false,
+        ];
+        let left_out: [fn(&mut Terms); 5] = [
+            |terms| terms.deadline.0 += 1,
+            |terms| terms.min_gpu_memory += 1,
+            |terms| terms.min_reputation += 1,
+            |terms| terms.reserved_for = Some(Address::repeat_byte(2)),
+            |terms| terms.region = Some("eu".into()),
+        ];
+        let mut deals = vec![terms.deal()];
+        for change in matter {
+            let deal = with(change);
+            assert!(!deals.contains(&deal), "part {} says nothing", deals.len());
+            deals.push(deal);
+        }
+        assert_eq!(left_out.map(with), [terms.deal(); 5]);
+    }
 
     #[test]
     fn no_two_logs_share_a_link() {

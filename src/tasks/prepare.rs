@@ -169,7 +169,7 @@ impl Prepare {
         let contracts = self.chain.contracts();
         let inferred = || job.inferred.as_ref().with_context(|| format!("job {} has no result here", job.id));
         Ok(match duty {
-            Duty::Commit => contracts.commit(job.id, &inferred()?.commitment),
+            Duty::Commit => contracts.commit(job.id, job.terms.order(), &inferred()?.commitment),
             Duty::Complete => {
                 let proof = match &job.proved {
                     Some(proved) if job.terms.requires_proof => self

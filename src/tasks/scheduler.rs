@@ -174,7 +174,7 @@ impl Scheduler {
             return Ok(None);
         }
         sight.choose(job);
-        let call = self.contracts.claim(job.id);
+        let call = self.contracts.claim(job.id, job.terms.deal());
         let claim = Intent {
             key: format!("claim:{}", job.id),
             job: Some(job.id),

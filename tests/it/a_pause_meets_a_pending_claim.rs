@@ -38,7 +38,7 @@ async fn a_pause_meets_a_pending_claim() -> Result<()> {
     .await?;
     let job = host.store.job(posted.job).await?.context("stored")?;
     assert_eq!(job.state, State::Posted);
-    let refusal = world.chain.refusal(host.host.context("a host")?, &contracts.claim(posted.job)).await?;
+    let refusal = world.chain.refusal(host.host.context("a host")?, &world.claim(posted.job).await?).await?;
     assert!(refusal.as_ref().is_some_and(|why| why.contains("Stopped")), "{refusal:?}");
 
     world.freeze(true).await?;

@@ -34,7 +34,7 @@ async fn a_claim_that_an_endpoint_hides_everywhere_is_found_and_mended() -> Resu
     proxy.hide_logs_in("eth_getLogs");
     proxy.hide_logs_in("eth_getBlockReceipts");
     let (_, second) = world.ask(&renter, Address::ZERO, 3600).await?;
-    world.chain.transact(&rival, &world.chain.contracts().claim(second.job), WAIT_MAX).await?;
+    world.chain.transact(&rival, &world.claim(second.job).await?, WAIT_MAX).await?;
     let difference = "its state is posted by the logs, claimed by the contract";
     until_ill(&host, &format!("job {}: {difference}", second.job)).await?;
     assert_eq!(metric(&host, "sweep_differences").await?, 1);

@@ -18,7 +18,7 @@ async fn claim_lost_to_a_rival() -> Result<()> {
     world.freeze(false).await?;
     let ((_, posted), ()) = tokio::try_join!(world.ask(&renter, Address::ZERO, 3600), world.mine_waiting(1))?;
     until("our claim waits for its block", || async { Ok(world.waiting().await? == 1) }).await?;
-    let claim = world.chain.contracts().claim(posted.job);
+    let claim = world.claim(posted.job).await?;
     let Fees { fee_cap, tip_cap } = world.chain.fees().await?;
     let fees = Fees { fee_cap: 4 * fee_cap, tip_cap: 4 * tip_cap.max(1) };
     let gas = 300_000;

@@ -19,7 +19,7 @@ async fn each_wrong_proof_is_refused_on_chain() -> Result<()> {
     let thief = world.account("thief").await?;
     world.register(&thief).await?;
     let cheap = renter.post(&world.order(Address::ZERO, U256::from(1), 3600)).await?.job;
-    world.chain.transact(&thief, &contracts.claim(cheap), WAIT_MAX).await?;
+    world.chain.transact(&thief, &world.claim(cheap).await?, WAIT_MAX).await?;
 
     let (_, first) = world.ask(&renter, Address::ZERO, 3600).await?;
     let (_, second) = world.ask(&renter, Address::ZERO, 3600).await?;
@@ -29,7 +29,7 @@ async fn each_wrong_proof_is_refused_on_chain() -> Result<()> {
     // Stop the chain: what the host sends now stays in the pool, while calls see the newest state.
     world.freeze(false).await?;
     let copied = second_job.inferred.as_ref().context("inferred")?.commitment;
-    let commit = contracts.commit(cheap, &copied);
+    let commit = contracts.commit(cheap, second_job.terms.order(), &copied);
     let gas = world.chain.gas(thief.address(), &commit).await?;
     let (fees, nonce) = (world.chain.fees().await?, world.chain.nonce(thief.address()).await?);
     world.chain.send(&[thief.sign(world.chain.id(), nonce, gas, fees, &commit).await?.1]).await?;

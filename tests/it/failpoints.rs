@@ -143,7 +143,7 @@ impl Stage {
         if point == Point::AfterAdopt {
             // What an earlier file of this host may have claimed.
             foreign.insert(self.world.chain.nonce(self.host.address()).await?);
-            let claim = self.world.chain.contracts().claim(job);
+            let claim = self.world.claim(job).await?;
             self.world.chain.transact(&self.host, &claim, WAIT_MAX).await?;
         }
         if point == Point::BetweenMigrations {

@@ -5,7 +5,7 @@ use fabstir::chain::Signer;
 use fabstir::market::event::Commitment;
 use fabstir::market::job::{Inferred, State};
 use fabstir::market::receipt::{Receipt, SignedReceipt};
-use fabstir::market::types::{Address, B256, Cid, U256};
+use fabstir::market::types::{Address, B256, Cid, U256, UnixSeconds};
 use fabstir::p2p::Inbound;
 use fabstir::renter::Renter;
 
@@ -19,14 +19,15 @@ async fn forged_receipt_is_dropped_and_not_forwarded() -> Result<()> {
     let middle = world.observer("middle", None).await?;
     let renter = Renter::new(world.chain.clone(), peer(&middle.p2p).await?, world.account("renter").await?);
 
-    let posted = renter.post(&world.order(Address::ZERO, U256::from(1_000_000), 3600)).await?;
+    let order = world.order(Address::ZERO, U256::from(1_000_000), 3600);
+    let (posted, terms) = (renter.post(&order).await?, order.terms(renter.signer.address(), UnixSeconds(0)));
     let output = Cid::of(b"the output");
     let digest = B256::repeat_byte(2);
     let commitment =
         Commitment { root: B256::repeat_byte(1), tokens: 3, result_hash: output.chain_hash(), tokens_digest: digest };
     let contracts = world.chain.contracts();
-    world.chain.transact(&host, &contracts.claim(posted.job), WAIT_MAX).await?;
-    world.chain.transact(&host, &contracts.commit(posted.job, &commitment), WAIT_MAX).await?;
+    world.chain.transact(&host, &contracts.claim(posted.job, terms.deal()), WAIT_MAX).await?;
+    world.chain.transact(&host, &contracts.commit(posted.job, terms.order(), &commitment), WAIT_MAX).await?;
     let job = until_job(&middle, posted.job, "committed", |job| matches!(job.state, State::Committed { .. })).await?;
 
     let done = Inferred { commitment, output, transcript: output };

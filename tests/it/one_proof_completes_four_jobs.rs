@@ -11,9 +11,9 @@ use fabstir::chain::call::{Call, Circuit, Order};
 use fabstir::chain::{Mined, Signer};
 use fabstir::devnet::DEPLOYER;
 use fabstir::market::commitment::{Opening, Statement, Tree, tokens_digest};
-use fabstir::market::event::{Commitment, Event};
+use fabstir::market::event::{Commitment, Event, Terms};
 use fabstir::market::select::{self, Record};
-use fabstir::market::types::{Address, B256, Bytes, Cid, JobId, U256};
+use fabstir::market::types::{Address, B256, Bytes, Cid, JobId, U256, UnixSeconds};
 use fabstir::prover::{self, Proof, Prover, Witness};
 use serde_json::{Value, json};
 
@@ -73,7 +73,7 @@ impl Bench {
         let contracts = self.world.chain.contracts();
         let posted = self.send(&self.renter, &contracts.post(&self.order())).await?;
         let job = self.posted(&posted)?[0];
-        let claimed = self.send(&self.host, &contracts.claim(job)).await?;
+        let claimed = self.send(&self.host, &contracts.claim(job, self.terms().deal())).await?;
         let (work, committed) = self.commit(job).await?;
         let keys =
             prover::Config { python: python(), dir: root().join(".fabstir/prover"), concurrency: 1, timeout: WAIT_MAX };
@@ -100,11 +100,12 @@ impl Bench {
         let posted = self.send(&self.renter, &contracts.post_all(&vec![order; JOBS])).await?;
         let jobs = self.posted(&posted)?;
         ensure!(jobs.len() == JOBS, "{jobs:?} were posted");
-        let stranger = self.world.chain.refusal(self.renter.address(), &contracts.claim(jobs[0])).await?;
+        let stranger =
+            self.world.chain.refusal(self.renter.address(), &contracts.claim(jobs[0], self.terms().deal())).await?;
         ensure!(stranger.as_ref().is_some_and(|why| why.contains("ReservedFor")), "{stranger:?}");
         let (mut works, mut claims, mut commits) = (Vec::new(), 0, 0);
         for &job in &jobs {
-            claims += self.send(&self.host, &contracts.claim(job)).await?.gas_used;
+            claims += self.send(&self.host, &contracts.claim(job, self.terms().deal())).await?.gas_used;
             let (work, committed) = self.commit(job).await?;
             commits += committed.gas_used;
             works.push(work);
@@ -180,6 +181,10 @@ impl Bench {
         Order { temperature_milli: TEMPERATURE, seed: SEED, ..order }
     }
 
+    fn terms(&self) -> Terms {
+        self.order().terms(self.renter.address(), UnixSeconds(0))
+    }
+
     fn posted(&self, mined: &Mined) -> Result<Vec<JobId>> {
         let decode = self.world.chain.decoder();
         let events: Vec<Event> = mined.logs.iter().map(decode).collect::<Result<_>>()?;
@@ -221,7 +226,8 @@ impl Bench {
             result_hash: output.chain_hash(),
             tokens_digest: tokens_digest(&tokens),
         };
-        let committed = self.send(&self.host, &self.world.chain.contracts().commit(job, &commitment)).await?;
+        let committed =
+            self.send(&self.host, &self.world.chain.contracts().commit(job, self.terms().order(), &commitment)).await?;
         let statement = Statement {
             chain_id: self.world.chain.id(),
             proof_system: self.world.chain.contracts().proof_system,

@@ -14,7 +14,7 @@ use fabstir::chain::{Chain, Contracts, Signer, key};
 use fabstir::config::Config;
 use fabstir::devnet::{self, AddressBook, Devnet};
 use fabstir::market::job::Job;
-use fabstir::market::types::{Address, B256, JobId, ModelId, U256};
+use fabstir::market::types::{Address, B256, Bytes, JobId, ModelId, U256};
 use fabstir::node::Node;
 use fabstir::p2p::{self, Keypair};
 use fabstir::renter::{Offer, Posted, Renter};
@@ -222,6 +222,19 @@ impl World {
         let input = renter.deliver(&offer, QUESTION).await?;
         let posted = renter.post(&Order { input, ..self.order(token, offer.quote.price, seconds) }).await?;
         Ok((offer, posted))
+    }
+
+    /// The call that claims a job as the chain has it now.
+    pub async fn claim(&self, job: JobId) -> Result<call::Call> {
+        Ok(self.chain.contracts().claim(job, self.deal(job).await?))
+    }
+
+    /// What the contract says of a job that a claim of it names.
+    pub async fn deal(&self, job: JobId) -> Result<B256> {
+        let selector = alloy::primitives::keccak256("dealOf(uint256)");
+        let data = [&selector[..4], &U256::from(job.0).to_be_bytes::<32>()].concat();
+        let call = json!({ "to": self.book.contracts.job_marketplace, "data": Bytes::from(data) });
+        Ok(serde_json::from_value(self.devnet.rpc("eth_call", json!([call, "latest"])).await?)?)
     }
 
     /// An order for the world's model.

@@ -117,6 +117,34 @@ contract JobMarketplaceFuzz is Fuzz {
         }
     }
 
+    function testFuzz_claimExactly_is_a_claim_of_the_order_that_it_names(
+        address who,
+        uint8 pick,
+        uint8 status,
+        uint32 seed,
+        bool right,
+        uint32 later
+    ) public {
+        address[3] memory some = [host, rival, account(who)];
+        who = some[pick % 3];
+        uint256 jobId = inState(anyStatus(status));
+        JobMarketplace.Job memory job = marketplace.getJob(jobId);
+        JobMarketplace.JobDetails memory d = details();
+        if (!right) d.seed = seed;
+        vm.warp(block.timestamp + bound(later, 0, 2 * TIME));
+        bool fits = job.status == JobMarketplace.JobStatus.Posted && block.timestamp < job.deadline
+            && (who == host || who == rival) && d.seed == details().seed;
+        bytes32 deal = keccak256(abi.encode(renter, order(d), address(0), PRICE, true));
+        same(tries(who, address(marketplace), abi.encodeCall(marketplace.claimExactly, (jobId, deal))), fits);
+        if (fits) {
+            assertStatus(jobId, JobMarketplace.JobStatus.Claimed);
+            vm.assertEq(marketplace.getJob(jobId).host, who);
+            vm.assertEq(registry.getNode(who).openJobs, 1);
+        } else {
+            vm.assertEq(abi.encode(marketplace.getJob(jobId)), abi.encode(job));
+        }
+    }
+
     function testFuzz_completeJob_is_for_its_host_in_time_with_the_committed_result(
         address who,
         bool byHost,

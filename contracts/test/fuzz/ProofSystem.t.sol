@@ -61,6 +61,30 @@ contract ProofSystemFuzz is Fuzz {
         same(tries(who, address(proofSystem), data), false);
     }
 
+    function testFuzz_commitExactly_is_a_commitment_for_the_order_that_it_names(
+        address who,
+        bool byHost,
+        uint8 status,
+        uint32 nTokens,
+        uint32 seed,
+        bool right
+    ) public {
+        who = oneOr(host, who, byHost);
+        nTokens = uint32(bound(nTokens, 0, 101));
+        uint256 jobId = inState(anyStatus(status));
+        bool claimed = marketplace.getJob(jobId).status == JobMarketplace.JobStatus.Claimed;
+        bytes memory before = abi.encode(proofSystem.commitmentOf(jobId));
+        JobMarketplace.JobDetails memory d = details();
+        if (!right) d.seed = seed;
+        bool fits = who == host && claimed && nTokens != 0 && nTokens <= 100 && d.seed == details().seed;
+        bytes memory data =
+            abi.encodeCall(proofSystem.commitExactly, (jobId, order(d), "root", nTokens, "result", "tokens"));
+        same(tries(who, address(proofSystem), data), fits);
+        ProofSystem.Commitment memory made =
+            ProofSystem.Commitment("root", "result", "tokens", uint64(block.number), nTokens, false);
+        vm.assertEq(abi.encode(proofSystem.commitmentOf(jobId)), fits ? abi.encode(made) : before);
+    }
+
     function testFuzz_pinBeacon_is_anybodys_once_while_the_chain_knows_the_block(address who, uint16 blocks) public {
         uint256 jobId = committed(); // two blocks ago
         uint256 beaconBlock = proofSystem.commitmentOf(jobId).atBlock + 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {JobMarketplace} from "../../src/JobMarketplace.sol";
+import {JobMarketplace, orderOf} from "../../src/JobMarketplace.sol";
 import {NodeRegistry} from "../../src/NodeRegistry.sol";
 import {PaymentEscrow} from "../../src/PaymentEscrow.sol";
 import {ProofSystem} from "../../src/ProofSystem.sol";
@@ -510,9 +510,12 @@ abstract contract Books is World {
         if (job.nTokens != 0) return true;
         uint32 nTokens = uint32(1 + draw(job.maxTokens < 5 ? job.maxTokens : 5));
         bytes32 root = node(nTokens, depth(nTokens), 0);
-        bytes memory call = abi.encodeCall(
-            proofSystem.commitResult, (jobId, root, nTokens, keccak256(bytes(CID)), keccak256("tokens"))
-        );
+        (bytes32 result, bytes32 tokens) = (keccak256(bytes(CID)), keccak256("tokens"));
+        bytes memory call = abi.encodeCall(proofSystem.commitResult, (jobId, root, nTokens, result, tokens));
+        if (chance(2)) {
+            bytes32 order = orderOf(marketplace.getJob(jobId));
+            call = abi.encodeCall(proofSystem.commitExactly, (jobId, order, root, nTokens, result, tokens));
+        }
         if (!attempt(job.host, address(proofSystem), call, block.timestamp < job.deadline)) return false;
         job.nTokens = nTokens;
         passBy(4, 2);

@@ -170,7 +170,9 @@ contract Handler is Thief {
             if (jobId == 0) return;
             Entry storage job = jobs[jobId];
             address who = claimant(jobId);
-            bytes memory call = abi.encodeCall(marketplace.claimJob, (jobId));
+            bytes memory call = chance(2)
+                ? abi.encodeCall(marketplace.claimJob, (jobId))
+                : abi.encodeCall(marketplace.claimExactly, (jobId, marketplace.dealOf(jobId)));
             if (!attempt(who, address(marketplace), call, mayClaim(jobId, who))) continue;
             job.host = who;
             job.status = JobMarketplace.JobStatus.Claimed;

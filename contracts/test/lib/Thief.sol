@@ -84,7 +84,11 @@ abstract contract Thief is Books {
         cids[0] = CID;
         if (kind == 0) return (target, abi.encodeCall(marketplace.resolveDispute, (jobId, chance(2))));
         if (kind == 1) return (target, abi.encodeCall(CircuitBreaker.pause, ("text")));
-        if (kind == 2) return (target, abi.encodeCall(marketplace.claimJob, (jobId)));
+        if (kind == 2) {
+            if (chance(2)) return (target, abi.encodeCall(marketplace.claimJob, (jobId)));
+            bytes32 deal = jobId > jobCount ? bytes32(0) : marketplace.dealOf(jobId);
+            return (target, abi.encodeCall(marketplace.claimExactly, (jobId, deal)));
+        }
         if (kind == 3) return (target, abi.encodeCall(marketplace.completeJob, (jobId, CID, "")));
         if (kind == 4) return (target, abi.encodeCall(marketplace.completeJobs, (one, cids, "")));
         if (kind == 5) return (target, abi.encodeCall(marketplace.failJob, (jobId, "text")));

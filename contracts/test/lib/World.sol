@@ -139,6 +139,13 @@ abstract contract World is Test {
         marketplace.claimJob(jobId);
     }
 
+    /// A digest of what `d` asks for, by definition.
+    function order(JobMarketplace.JobDetails memory d) internal pure returns (bytes32) {
+        bytes memory texts = bytes.concat(keccak256(bytes(d.modelId)), keccak256(bytes(d.prompt)));
+        return
+            keccak256(bytes.concat(texts, bytes4(uint32(d.maxTokens)), bytes4(uint32(d.temperature)), bytes4(d.seed)));
+    }
+
     /// A batch of one job.
     function posting(address token, uint256 payment, address reservedFor)
         internal

@@ -219,14 +219,18 @@ impl Market {
             let contracts = self.contracts.clone();
             let (paid, failed) = (JobId(self.next.saturating_sub(2)), JobId(self.next.saturating_sub(1)));
             let output = Cid::of(b"an output");
+            if self.place.is_multiple_of(6) {
+                self.next += 2;
+                self.order.payment += U256::from(1000);
+            }
+            let in_token = Order { token: self.usd, ..self.order.clone() };
+            let [terms, in_token_terms] = [&self.order, &in_token].map(|order| order.terms(DEPLOYER, UnixSeconds(0)));
             let calls = match self.place % 6 {
-                0 => {
-                    let in_token = Order { token: self.usd, ..self.order.clone() };
-                    self.next += 2;
-                    self.order.payment += U256::from(1000);
-                    vec![(DEPLOYER, contracts.post(&self.order)), (DEPLOYER, contracts.post(&in_token))]
-                }
-                1 => vec![(HOST, contracts.claim(paid)), (HOST, contracts.claim(failed))],
+                0 => vec![(DEPLOYER, contracts.post(&self.order)), (DEPLOYER, contracts.post(&in_token))],
+                1 => vec![
+                    (HOST, contracts.claim(paid, terms.deal())),
+                    (HOST, contracts.claim(failed, in_token_terms.deal())),
+                ],
                 2 => {
                     let commitment = Commitment {
                         root: B256::repeat_byte(1),
@@ -234,7 +238,7 @@ impl Market {
                         result_hash: output.chain_hash(),
                         tokens_digest: B256::repeat_byte(2),
                     };
-                    vec![(HOST, contracts.commit(paid, &commitment))]
+                    vec![(HOST, contracts.commit(paid, terms.order(), &commitment))]
                 }
                 3 => vec![(HOST, contracts.complete(paid, &output, Default::default()))],
                 4 => vec![(HOST, contracts.release(paid)), (HOST, contracts.fail(failed, "no time".into()))],
