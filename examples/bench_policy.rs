@@ -90,7 +90,7 @@ fn policy() -> Policy {
 }
 
 fn circumstances() -> Circumstances {
-    let ground = Ground { number: 1_000, level: Level::Complete, head: 1_001, safe: 900, last_final: 800 };
+    let ground = Ground { number: 1_000, level: Level::Complete, head: 1_001, safe: 900, last_final: 800, time: None };
     let standing = Standing {
         stake: U256::MAX,
         open_jobs: 9,
