@@ -58,6 +58,9 @@ pub use work::{Choice, PeerReceipt};
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
 const ROWS_WAITING: usize = 2000;
 
+/// Pages in the write-ahead log, of 4 KiB, at which whoever commits moves them into the file.
+const WAL_PAGES_MAX: u32 = 8000;
+
 /// Reads the event in a log; an error leaves the log in the journal, raw.
 pub type Decode = Arc<dyn Fn(&RawLog) -> Result<Event> + Send + Sync>;
 
@@ -66,6 +69,8 @@ pub type Decode = Arc<dyn Fn(&RawLog) -> Result<Event> + Send + Sync>;
 pub struct Store {
     writer: SqlitePool,
     readers: SqlitePool,
+    /// For [`Store::tidy`].
+    tidier: SqlitePool,
     decode: Decode,
     chain_id: u64,
     changed: watch::Sender<u64>,
@@ -88,14 +93,17 @@ impl Store {
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
             .row_buffer_size(ROWS_WAITING)
+            // As a rule in [`Store::tidy`]: whose commit it falls to waits for the disk.
+            .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string())
             .busy_timeout(Duration::from_secs(10));
         let at = || format!("open database {}", path.display());
         let writer =
             SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(at)?;
         migrate(&writer).await.with_context(at)?;
+        let tidier = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
         let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        let store =
-            Self { writer, readers, decode, chain_id, changed: watch::Sender::new(0), live: Default::default() };
+        let changed = watch::Sender::new(0);
+        let store = Self { writer, readers, tidier, decode, chain_id, changed, live: Default::default() };
         store.identify(marketplace).await.with_context(at)?;
         Ok(store)
     }
@@ -114,9 +122,9 @@ impl Store {
             .with_context(at)?;
         let mine = sqlx::migrate!().iter().map(|migration| migration.version).max();
         ensure!(newest == mine, "{}: its format is {newest:?}, this program reads {mine:?}", at());
-        let changed = watch::Sender::new(0);
-        let store =
-            Self { writer: readers.clone(), readers, decode, chain_id, changed, live: live::Live::of_a_reader() };
+        let (changed, live) = (watch::Sender::new(0), live::Live::of_a_reader());
+        let (writer, tidier) = (readers.clone(), readers.clone());
+        let store = Self { writer, readers, tidier, decode, chain_id, changed, live };
         store.belongs_to(marketplace).await.with_context(at)?;
         Ok(store)
     }
@@ -155,6 +163,13 @@ impl Store {
         (self.decode)(log)
     }
 
+    /// Moves what was committed from the write-ahead log into the file, as far as nobody reads what was before. To be called when there
+    /// is time: nobody waits for it.
+    pub async fn tidy(&self) -> Result<()> {
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&self.tidier).await?;
+        Ok(())
+    }
+
     /// Returns a receiver that is woken after every change. It carries no data: look at the store.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -163,6 +178,7 @@ impl Store {
     /// Closes the file after the running statements; later calls fail.
     pub async fn close(&self) {
         self.readers.close().await;
+        self.tidier.close().await;
         self.writer.close().await;
     }
 

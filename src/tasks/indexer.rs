@@ -155,6 +155,7 @@ impl Indexer {
             if let Some(safe) = self.chain.safe().await? {
                 self.store.set_safe(safe.block).await?;
             }
+            self.store.tidy().await?;
         } else {
             self.health.ill(PART, format!("{} blocks behind", head.block.number - at));
         }

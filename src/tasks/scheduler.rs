@@ -22,9 +22,8 @@ use crate::store::{Choice, Intent, IntentState, Store, clock};
 const CLAIM_GAS: u64 = 300_000;
 /// A claim that waits longer to be signed follows from a judgement that is too old.
 const CLAIM_AGE_MAX_SECONDS: u64 = 60;
-/// Jobs chosen in one transaction, so that the first claims of many are under way while the last are decided: as many as are sent
-/// with one request.
-const CHOICES_AT_ONCE: usize = 16;
+/// Jobs chosen in one transaction, so that the first claims of many are under way while the last are decided.
+const CHOICES_AT_ONCE: usize = 50;
 /// How long the slots are let be after jobs were chosen.
 const BREATH: Duration = Duration::from_millis(25);
 

@@ -248,7 +248,7 @@ impl Submitter {
         let newest = signed.iter().filter_map(|intent| Some((intent, intent.attempts.last()?)));
         let due: Vec<(&OpenIntent, &Attempt)> = newest.filter(|(_, attempt)| due(attempt)).collect();
         /// Sent with one request: the first are there before the last are read.
-        const PER_REQUEST: usize = 16;
+        const PER_REQUEST: usize = 12;
         let mut accepted = Vec::new();
         for due in due.chunks(PER_REQUEST) {
             let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
