@@ -534,11 +534,10 @@ impl Model {
     /// As the submitter: nonces, bytes, all of it durable.
     async fn sign(&mut self) {
         let ready = self.store.ready(US, SIGNED_MAX, true).await.unwrap();
-        let mut nonce = ready.next_nonce.max(self.world.head().after.nonce);
+        let first = ready.next_nonce.max(self.world.head().after.nonce);
         let mut signed = Vec::new();
-        for intent in ready.intents {
+        for (nonce, intent) in (first..).zip(ready.intents) {
             signed.push(self.bytes(&intent, nonce, false));
-            nonce += 1;
         }
         if !signed.is_empty() {
             self.store.sign(&signed).await.unwrap();
