@@ -58,6 +58,8 @@ pub use work::{Choice, PeerReceipt};
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
 const ROWS_WAITING: usize = 2000;
 
+/// Jobs that ended and whose receipts are published next.
+const UNANNOUNCED_MAX: i64 = 10;
 /// Pages in the write-ahead log, of 4 KiB, at which whoever commits moves them into the file.
 const WAL_PAGES_MAX: u32 = 8000;
 
@@ -288,13 +290,12 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the jobs that ended on chain with this node's result and whose receipt is still unpublished.
+    /// Returns the oldest jobs that ended on chain with this node's result and whose receipt is still unpublished.
     pub async fn unannounced_jobs(&self) -> Result<Vec<Job>> {
         let ids: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM job WHERE state = 'released'
-             AND EXISTS (SELECT 1 FROM work WHERE job = id AND did = 'Inferred')
-             AND NOT EXISTS (SELECT 1 FROM work WHERE job = id AND did = 'Announced') ORDER BY id",
+            "SELECT id FROM unannounced CROSS JOIN job ON id = unannounced.job WHERE state = 'released' ORDER BY unannounced.job LIMIT ?",
         )
+        .bind(UNANNOUNCED_MAX)
         .fetch_all(&self.readers)
         .await?;
         let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
