@@ -155,7 +155,9 @@ impl Indexer {
             if let Some(safe) = self.chain.safe().await? {
                 self.store.set_safe(safe.block).await?;
             }
-            self.store.tidy().await?;
+            if extended.logs > 0 {
+                self.store.tidy().await?;
+            }
         } else {
             self.health.ill(PART, format!("{} blocks behind", head.block.number - at));
         }
