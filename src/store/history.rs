@@ -495,11 +495,12 @@ pub(super) async fn logs(connection: &mut SqliteConnection, from: u64, to: u64) 
         .collect()
 }
 
-/// Reads the columns `first, last, level, reason`.
+/// Reads a level's stored name.
 pub(super) fn level(name: &str) -> Result<Level> {
     Level::named(name).with_context(|| format!("a stored level is {name:?}"))
 }
 
+/// Reads the columns `first, last, level, reason`.
 pub(super) fn coverage(row: &SqliteRow) -> Result<Coverage> {
     Ok(Coverage {
         from: row.get::<i64, _>(0) as u64,

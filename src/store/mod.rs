@@ -1,7 +1,8 @@
 //! The node's memory: one SQLite file holding the journal of facts, what follows from them, and what we intend.
 //!
 //! Owns sqlx. Never talks to a chain or a peer and never decides: it keeps, orders and refuses contradictions.
-//! Rules of the tables stand in `migrations/`. One writer connection (`BEGIN IMMEDIATE`), a pool of readers, WAL.
+//! Rules of the tables stand in `migrations/`. One writer connection (`BEGIN IMMEDIATE`), a pool of readers, WAL,
+//! and one connection that moves what is committed into the file when there is time.
 //! A commit survives the end of the process; before a transaction goes on the wire its bytes, and all that was committed before
 //! them, are made to survive the machine's end too (`synchronous = FULL`).
 
@@ -290,11 +291,13 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the oldest jobs that ended on chain with this node's result and whose receipt is still unpublished.
-    pub async fn unannounced_jobs(&self) -> Result<Vec<Job>> {
+    /// Returns the oldest jobs that ended on chain with the result of `host`, this node's, and whose receipt is still unpublished.
+    pub async fn unannounced_jobs(&self, host: Address) -> Result<Vec<Job>> {
         let ids: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM unannounced CROSS JOIN job ON id = unannounced.job WHERE state = 'released' ORDER BY unannounced.job LIMIT ?",
+            "SELECT id FROM unannounced CROSS JOIN job ON id = unannounced.job WHERE state = 'released' AND host = ?
+             ORDER BY unannounced.job LIMIT ?",
         )
+        .bind(host.as_slice())
         .bind(UNANNOUNCED_MAX)
         .fetch_all(&self.readers)
         .await?;

@@ -472,7 +472,7 @@ impl Model {
     async fn work(&mut self) {
         let at = self.store.time().await.unwrap();
         let mut jobs = self.store.live_jobs().await.unwrap();
-        jobs.extend(self.store.unannounced_jobs().await.unwrap().into_iter().map(Arc::new));
+        jobs.extend(self.store.unannounced_jobs(US).await.unwrap().into_iter().map(Arc::new));
         for job in jobs {
             let Next::Do(duty) = job.next(US, at) else { continue };
             let work = match duty {

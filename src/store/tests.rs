@@ -998,9 +998,34 @@ async fn a_reopened_file_has_everything() {
     assert_eq!(store.peer_receipts().await.unwrap(), [kept]);
     extend(&store, &chain(blocks.last(), 0, &[&[[RELEASED, 1]]])).await.unwrap();
     assert_eq!(store.live_jobs().await.unwrap(), []);
-    assert_eq!(store.unannounced_jobs().await.unwrap().len(), 1);
+    assert_eq!(store.unannounced_jobs(US).await.unwrap().len(), 1);
     store.record(JobId(1), &Work::Announced { at }).await.unwrap();
-    assert_eq!(store.unannounced_jobs().await.unwrap(), []);
+    assert_eq!(store.unannounced_jobs(US).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn results_of_jobs_that_others_were_paid_for_hide_none_of_ours() {
+    let (_file, store) = fresh().await;
+    let (others, ours) = (1..=12, 13);
+    let of = |says: u8, jobs: std::ops::RangeInclusive<u8>| jobs.map(|job| [says, job]).collect::<Vec<_>>();
+    let blocks = [
+        of(TERMS, 1..=ours),
+        [of(CLAIMED_BY_RIVAL, others.clone()), vec![[CLAIMED, ours]]].concat(),
+        vec![[COMMITTED, ours]],
+        vec![[COMPLETED, ours]],
+        of(RELEASED, ours..=ours),
+    ];
+    let blocks: Vec<&[Says]> = blocks.iter().map(Vec::as_slice).collect();
+    extend(&store, &chain(None, 0, &blocks)).await.unwrap();
+    // As if they had been completed by the rival, whose events the made-up logs do not have.
+    sqlx::query("UPDATE job SET state = 'released' WHERE id <= 12").execute(&store.writer).await.unwrap();
+    for job in 1..=ours {
+        let (at, output, transcript) = (UnixSeconds(1), Cid::of(b"o"), Cid::of(b"t"));
+        let inferred = Work::Inferred { at, commitment: COMMITMENT, output, transcript, order: None };
+        store.record(JobId(job.into()), &inferred).await.unwrap();
+    }
+    let owed = store.unannounced_jobs(US).await.unwrap();
+    assert_eq!(owed.iter().map(|job| job.id.0).collect::<Vec<_>>(), [13]);
 }
 
 fn peer_receipt(peer: &str) -> PeerReceipt {

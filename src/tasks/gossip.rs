@@ -44,7 +44,7 @@ impl Task for Announcer {
         let us = self.signer.address();
         let now = self.store.time().await?;
         let mut jobs = self.store.live_jobs().await?;
-        jobs.extend(self.store.unannounced_jobs().await?.into_iter().map(Arc::new));
+        jobs.extend(self.store.unannounced_jobs(us).await?.into_iter().map(Arc::new));
         for job in jobs {
             let owed = job.next(us, now) == Next::Do(Duty::Announce);
             if owed && self.store.lease(job.id, Duty::Announce, LEASE_SECONDS).await? {

@@ -181,8 +181,8 @@ impl Submitter {
         // While nothing of ours is in flight a person may have used the key for a command: the nonce felt last may be taken.
         let floor = if in_flight == 0 { self.chain.nonce(self.signer.address()).await? } else { pulse.nonce };
         let mut nonce = next_nonce.max(floor).max(pulse.nonce);
-        let (mut signed, mut signing) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
-        for mut intent in ready {
+        let mut signing = Vec::with_capacity(ready.len());
+        for intent in ready {
             let gas = intent.gas.context("a ready intent has a gas limit")?;
             let fees = self.capped(pulse.fees, &intent, gas);
             if fees.fee_cap < pulse.base_fee {
@@ -194,17 +194,16 @@ impl Submitter {
                 continue;
             }
             // Side by side: it is all processors' work, or each a question to whoever keeps the key.
-            signing.push(tokio::spawn(self.attempt(&intent, nonce, gas, fees, false)));
-            intent.nonce = Some(nonce);
-            signed.push(intent);
+            let attempt = tokio::spawn(self.attempt(&intent, nonce, gas, fees, false));
+            signing.push((intent, nonce, gas, attempt));
             nonce += 1;
         }
-        let mut bytes = Vec::with_capacity(signing.len());
-        for (intent, signing) in signed.iter_mut().zip(signing) {
-            let attempt = signing.await.context("sign")??;
-            intent.attempts = vec![attempt.clone()];
-            let (nonce, gas) = (intent.nonce.unwrap_or_default(), intent.gas.unwrap_or_default());
-            bytes.push(Signed { intent: intent.id, nonce, gas, attempt });
+        let (mut signed, mut bytes) = (Vec::with_capacity(signing.len()), Vec::with_capacity(signing.len()));
+        for (mut intent, nonce, gas, attempt) in signing {
+            let attempt = attempt.await.context("sign")??;
+            bytes.push(Signed { intent: intent.id, nonce, gas, attempt: attempt.clone() });
+            (intent.nonce, intent.attempts) = (Some(nonce), vec![attempt]);
+            signed.push(intent);
         }
         if !bytes.is_empty() {
             self.store.sign(&bytes).await?;
