@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::history::{open, snapshot, utc};
 use super::{Fault, Global, configuration, plain, say};
@@ -75,10 +76,12 @@ pub async fn events(global: &Global, arguments: &EventsArguments) -> Result<()> 
         }
     }
     let mut follower = store.follow(filter, arguments.limit.unwrap_or(SHOWN_FIRST)).await?;
+    // One for the whole loop: another at each turn would miss a signal that comes while a turn's events are shown.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         let news = tokio::select! {
             news = follower.next() => news?,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
             () = reader_gone() => return Ok(()),
         };
         for news in &news {
