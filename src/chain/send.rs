@@ -10,14 +10,19 @@ use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256, eip191_ha
 use alloy::providers::Provider;
 use alloy::rpc::json_rpc::ErrorPayload;
 use alloy::signers::SignerSync;
-use alloy::signers::local::PrivateKeySigner;
+use alloy::signers::local::{PrivateKeySigner, Secp256k1Signer};
 use anyhow::{Context, Result, bail, ensure};
+use futures::future::try_join_all;
 
 use super::call::Call;
 use super::follow::raw_log;
 use super::{Chain, Costs, abi, request};
 use crate::market::event::RawLog;
 use crate::market::types::BlockRef;
+
+/// Requests that carry transactions at once, and the fewest transactions that are worth one.
+const SIDE_BY_SIDE: usize = 8;
+const PER_REQUEST_MIN: usize = 3;
 
 /// An account that can sign. Never prints its key.
 #[derive(Clone)]
@@ -29,7 +34,7 @@ pub struct Signer {
 /// Who has an account's key.
 #[derive(Clone)]
 enum Key {
-    Ours(PrivateKeySigner),
+    Ours(Secp256k1Signer),
     /// Somebody else, who is asked for each signature.
     #[cfg(any(feature = "aws", feature = "gcp"))]
     Theirs(std::sync::Arc<dyn alloy::signers::Signer + Send + Sync>),
@@ -77,7 +82,7 @@ pub enum Sent {
 
 impl Signer {
     pub(super) fn new(key: PrivateKeySigner) -> Self {
-        Self { address: key.address(), key: Key::Ours(key) }
+        Self { address: key.address(), key: Key::Ours(key.into_secp256k1()) }
     }
 
     #[cfg(any(feature = "aws", feature = "gcp"))]
@@ -159,11 +164,27 @@ impl Chain {
         Ok(gas.saturating_add(gas / 4))
     }
 
-    /// Puts signed bytes on the wire, in order, with one request to one endpoint. Says of each what the node said of it.
+    /// Puts signed bytes on the wire, given in the order of their nonces, with a few requests side by side: each of them
+    /// waits for fewer that way. Those that overtook what they follow, where the node does not keep such, are sent once more.
+    /// Says of each what the node said of it.
     ///
     /// # Errors
-    /// If the endpoint cannot be reached: the bytes may or may not have arrived, so send the same ones again.
+    /// If no endpoint can be reached: the bytes may or may not have arrived, so send the same ones again.
     pub async fn send(&self, raw: &[Bytes]) -> Result<Vec<Sent>> {
+        let per_request = raw.len().div_ceil(SIDE_BY_SIDE).max(PER_REQUEST_MIN);
+        let said = try_join_all(raw.chunks(per_request).map(|raw| self.send_in_order(raw))).await?;
+        let mut said = said.concat();
+        let ahead: Vec<usize> = (0..raw.len()).filter(|place| said[*place] == Sent::NonceAhead).collect();
+        if raw.len() > per_request && !ahead.is_empty() {
+            let again: Vec<Bytes> = ahead.iter().map(|place| raw[*place].clone()).collect();
+            for (place, now) in ahead.into_iter().zip(self.send_in_order(&again).await?) {
+                said[place] = now;
+            }
+        }
+        Ok(said)
+    }
+
+    async fn send_in_order(&self, raw: &[Bytes]) -> Result<Vec<Sent>> {
         let what = || format!("send transactions to {}", self.endpoint);
         if let [raw] = raw {
             return match self.provider.send_raw_transaction(raw).await {

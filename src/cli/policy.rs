@@ -82,7 +82,8 @@ pub async fn explain(global: &Global, arguments: &ExplainArguments) -> Result<()
     let input: Option<Cid> = job.terms.input.parse().ok();
     let content = Content::open(&config.content())?;
     let held = input.is_some_and(|input| content.has(&input));
-    let at = Sight::of(&store, us, outlook).await?.circumstances(&job, held).await?;
+    let now = store.time().await?;
+    let at = Sight::of(&store, us, now, outlook, &[&job]).await?.circumstances(&job, held);
     let verdict = policy.judge(&job, &at);
     let then = reasons_then(&store, id).await?;
     if global.json {

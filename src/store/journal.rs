@@ -7,7 +7,7 @@ use serde::Serialize;
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
 
-use super::projection::{Facts, ROWS_PER_STATEMENT, fold_each, write};
+use super::projection::{Facts, fold_each, statements, write};
 use super::{Store, hash, history, raw_log};
 use crate::failpoint::{self, Point};
 use crate::market::coverage::{Coverage, lay};
@@ -490,7 +490,7 @@ async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<
         rows.insert(block.number, seq);
     }
     let new: Vec<&Header> = headers.iter().filter(|header| !rows.contains_key(&header.block.number)).collect();
-    for headers in new.chunks(ROWS_PER_STATEMENT) {
+    for headers in statements(&new) {
         let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO block (seq, hash, number, parent, time, canonical) ");
         query.push_values(headers, |mut values, header| {
             seq += 1;
@@ -505,7 +505,7 @@ async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<
 }
 
 async fn insert_logs(tx: &mut SqliteConnection, entries: &[Entry<'_>]) -> Result<()> {
-    for entries in entries.chunks(ROWS_PER_STATEMENT) {
+    for entries in statements(&entries) {
         let mut query = QueryBuilder::<Sqlite>::new(
             "INSERT INTO log (block, log_index, tx_hash, address, topics, data, kind, job, link) ",
         );

@@ -59,6 +59,8 @@ pub use work::{Choice, PeerReceipt};
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
 const ROWS_WAITING: usize = 2000;
 
+/// Prepared statements that a connection keeps: those that write rows are one for each number of them.
+const STATEMENTS_KEPT: usize = 300;
 /// Jobs that ended and whose receipts are published next.
 const UNANNOUNCED_MAX: i64 = 10;
 /// Pages in the write-ahead log, of 4 KiB, at which whoever commits moves them into the file.
@@ -96,6 +98,7 @@ impl Store {
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
             .row_buffer_size(ROWS_WAITING)
+            .statement_cache_capacity(STATEMENTS_KEPT)
             // As a rule in [`Store::tidy`]: whose commit it falls to waits for the disk.
             .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string())
             .busy_timeout(Duration::from_secs(10));

@@ -14,8 +14,6 @@ use crate::market::types::{Address, JobId, U256, UnixSeconds};
 /// What the contracts told of what the decisions of one host look at, since some block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scene {
-    /// The time of the newest block, 0 before the first.
-    pub now: UnixSeconds,
     /// The newest block in which they told of what they keep of the host, or of what holds for all hosts: what was read of it before
     /// may be otherwise now.
     pub changed: Option<u64>,
@@ -73,11 +71,10 @@ impl Store {
         })
     }
 
-    /// Returns what the contracts told since block `since` of what decisions of `host` look at, and what is so now.
+    /// Returns what the contracts told since block `since` of what decisions of `host` look at, and which hosts there are now.
     pub async fn scene(&self, host: Address, since: u64) -> Result<Scene> {
         let row = sqlx::query(
             "SELECT number, hash, log_index, tx_hash, address, topics, data,
-                 (SELECT time FROM block JOIN cursor USING (number, hash) WHERE canonical = 1),
                  (SELECT max(number) FROM block CROSS JOIN log ON log.block = block.seq
                   WHERE canonical = 1 AND number > ?1 AND job IS NULL AND (
                       kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
@@ -90,7 +87,7 @@ impl Store {
              FROM (SELECT 1) LEFT JOIN (
                  SELECT number, hash, log_index, tx_hash, address, topics, data FROM block CROSS JOIN log ON log.block = block.seq
                  WHERE canonical = 1 AND number > ?1 AND job IS NULL AND kind = 'ReputationUpdated'
-                     AND substr(topics, 33, 32) = ?2 ORDER BY number DESC, log_index DESC LIMIT 1)",
+                     AND substr(topics, 33, 32) = ?2 ORDER BY number DESC, +log_index DESC LIMIT 1)",
         )
         .bind(i64::try_from(since).unwrap_or(i64::MAX))
         .bind(host.into_word().to_vec())
@@ -102,15 +99,14 @@ impl Store {
             _ => None,
         };
         let mut hosts = BTreeSet::new();
-        for (host, kind) in serde_json::from_str::<Vec<(Address, String)>>(row.get(9)).context("a stored host")? {
+        for (host, kind) in serde_json::from_str::<Vec<(Address, String)>>(row.get(8)).context("a stored host")? {
             match &*kind {
                 "NodeRegistered" => hosts.insert(host),
                 _ => hosts.remove(&host),
             };
         }
         Ok(Scene {
-            now: UnixSeconds(row.get::<Option<i64>, _>(7).unwrap_or(0) as u64),
-            changed: row.get::<Option<i64>, _>(8).map(|number| number as u64),
+            changed: row.get::<Option<i64>, _>(7).map(|number| number as u64),
             score,
             hosts: hosts.into_iter().collect(),
         })

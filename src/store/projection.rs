@@ -12,7 +12,23 @@ use crate::market::job::{Conflict, Fact, Job, State, Work};
 use crate::market::types::{B256, BlockRef, JobId};
 
 /// Rows of one statement. Each statement passes between threads once, which costs more than a row.
-pub(super) const ROWS_PER_STATEMENT: usize = 100;
+const ROWS_PER_STATEMENT: usize = 128;
+/// From so many rows on the number of those in one statement is a power of two: of few lengths each is prepared once, and not at
+/// nearly every block.
+const ROWS_OF_ANY_NUMBER: usize = 32;
+
+/// Cuts rows into as many as go into one statement each.
+pub(super) fn statements<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let many = match rows.len() {
+            few if few < ROWS_OF_ANY_NUMBER => few,
+            many => ROWS_PER_STATEMENT.min(1 << many.ilog2()),
+        };
+        let (now, later) = rows.split_at(many);
+        rows = later;
+        (!now.is_empty()).then_some(now)
+    })
+}
 
 /// Facts by job, each job's in order.
 pub(super) type Facts = BTreeMap<JobId, Vec<Fact>>;
@@ -191,7 +207,7 @@ async fn canonical_hashes(connection: &mut SqliteConnection, numbers: &[u64]) ->
 /// Writes the rows of jobs, and returns the jobs whose row was another or missing.
 async fn write_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<Vec<JobId>> {
     let mut changed = Vec::new();
-    for jobs in jobs.chunks(ROWS_PER_STATEMENT) {
+    for jobs in statements(jobs) {
         let mut query = QueryBuilder::<Sqlite>::new(format!("INSERT INTO job ({}) ", JobRow::COLUMNS));
         query.push_values(jobs, |mut values, job| {
             let row = JobRow::of(job);
@@ -225,7 +241,7 @@ async fn write_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<Vec<JobId
 
 /// Writes of jobs that have a row what may change of one: the terms stay.
 async fn update_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<()> {
-    for jobs in jobs.chunks(ROWS_PER_STATEMENT) {
+    for jobs in statements(jobs) {
         let mut query = QueryBuilder::<Sqlite>::new(
             "UPDATE job SET (state, host, tokens, output, paid) = (column2, column3, column4, column5, column6) FROM (",
         );

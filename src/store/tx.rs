@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
 
-use super::projection::ROWS_PER_STATEMENT;
+use super::projection::statements;
 use super::{SqliteRow, Store, address, amount, clock, hash};
 use crate::failpoint::{self, Point};
 use crate::market::types::{Address, B256, BlockRef, Bytes, JobId, U256};
@@ -400,7 +400,7 @@ impl Store {
 async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Result<()> {
     use sqlx::Connection;
     let mut tx = writer.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE").await?;
-    for signed in signed.chunks(ROWS_PER_STATEMENT) {
+    for signed in statements(&signed) {
         let rows: Vec<(i64, u64, u64)> = signed.iter().map(|it| (it.intent, it.nonce, it.gas)).collect();
         let nonces = || rows.iter().map(|(intent, nonce, _)| format!("nonce {nonce} to intent {intent}"));
         let updated = sqlx::query(
@@ -438,7 +438,7 @@ pub(super) async fn insert_intents<'a>(
 ) -> Result<usize> {
     let intents: Vec<&Intent> = intents.collect();
     let mut added = 0;
-    for intents in intents.chunks(ROWS_PER_STATEMENT) {
+    for intents in statements(&intents) {
         let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
         sqlx::query(
             "UPDATE tx_intent SET key = key || '~' || id

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
 
-use super::projection::ROWS_PER_STATEMENT;
+use super::projection::statements;
 use super::tx::{Intent, insert_intents};
 use super::{Store, address, clock};
 use crate::market::job::{Duty, Work};
@@ -329,7 +329,7 @@ async fn insert_works<'a>(
     for (job, work) in works {
         rows.push((job, work, serde_json::to_string(work).context("write work")?));
     }
-    for rows in rows.chunks(ROWS_PER_STATEMENT) {
+    for rows in statements(&rows) {
         let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO work (job, did, body, at) ");
         query.push_values(rows, |mut values, (job, work, body)| {
             values.push_bind(job.0 as i64).push_bind(work.name()).push_bind(body).push_bind(work.at().0 as i64);

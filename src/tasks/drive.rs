@@ -85,7 +85,13 @@ impl Drive {
                 }
             }
             tokio::select! {
-                changed = wake.changed() => tokio::time::sleep(if changed.is_err() { self.poll } else { self.breath }).await,
+                changed = wake.changed() => {
+                    let pause = if changed.is_err() { self.poll } else { self.breath };
+                    // The shortest sleep takes a millisecond.
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
                 _ = tokio::time::sleep(self.poll) => {}
                 () = finishing(&mut self.phase), if T::TAKES_WORK => {}
             }

@@ -84,9 +84,10 @@ impl Scheduler {
         let mut any = false;
         for open in open.chunks(CHOICES_AT_ONCE) {
             let mut choices = Vec::new();
-            let mut sight = self.survey.sight(&self.store, self.us).await?;
-            for job in open {
-                choices.extend(self.consider(job, &mut sight).await?);
+            let jobs: Vec<&Job> = open.iter().map(|job| &***job).collect();
+            let mut sight = Sight::of(&self.store, self.us, now, self.survey.outlook(), &jobs).await?;
+            for job in jobs {
+                choices.extend(self.consider(job, &mut sight));
             }
             if !choices.is_empty() {
                 let chosen = self.store.choose(&choices, self.slots).await?;
@@ -155,13 +156,13 @@ impl Scheduler {
     }
 
     /// Returns the choice of a job that every rule lets pass.
-    async fn consider(&mut self, job: &Job, sight: &mut Sight) -> Result<Option<Choice>> {
+    fn consider(&mut self, job: &Job, sight: &mut Sight) -> Option<Choice> {
         let input: Option<Cid> = job.terms.input.parse().ok();
-        let at = sight.circumstances(job, input.is_some_and(|cid| self.content.has(&cid))).await?;
+        let at = sight.circumstances(job, input.is_some_and(|cid| self.content.has(&cid)));
         let refused = self.policy.decide(job, &at).err();
         // The same refusal is met again in every pass; it counts and is told once.
         if refused.is_some() && self.declined.get(&job.id).copied() == refused {
-            return Ok(None);
+            return None;
         }
         let verdict = self.policy.judge(job, &at);
         if let Some(refusal) = verdict.refusal() {
@@ -170,7 +171,7 @@ impl Scheduler {
             self.metrics.jobs_declined.get_or_create(&Kind::of(rule)).inc();
             tracing::info!(job = %job.id, rule, detail, "declined job");
             self.skipped.note(Skipped { job: job.id, rule, detail, at: at.now });
-            return Ok(None);
+            return None;
         }
         sight.choose(job);
         let call = self.contracts.claim(job.id, job.terms.deal());
@@ -185,6 +186,6 @@ impl Scheduler {
             cost_max: self.policy.ceiling(&job.terms),
         };
         let work = Work::Chosen { at: at.now, reasons: verdict.lines(), deal: Some(job.terms.deal()) };
-        Ok(Some(Choice { job: job.id, work, claim }))
+        Some(Choice { job: job.id, work, claim })
     }
 }

@@ -246,10 +246,10 @@ impl Submitter {
         };
         let newest = signed.iter().filter_map(|intent| Some((intent, intent.attempts.last()?)));
         let due: Vec<(&OpenIntent, &Attempt)> = newest.filter(|(_, attempt)| due(attempt)).collect();
-        /// Sent with one request: the first are there before the last are read.
-        const PER_REQUEST: usize = 12;
+        /// Sent at once: of many the first are there before the last are read.
+        const AT_ONCE: usize = 48;
         let mut accepted = Vec::new();
-        for due in due.chunks(PER_REQUEST) {
+        for due in due.chunks(AT_ONCE) {
             let raw: Vec<Bytes> = due.iter().map(|(_, attempt)| attempt.raw.clone()).collect();
             failpoint::hit(Point::BeforeSend).await?;
             let began = Instant::now();

@@ -2,11 +2,12 @@
 //!
 //! Never decides and writes nothing. A [`Survey`] only ever says what was so some seconds ago, and how many.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use futures::future::try_join_all;
 
 use super::{Pass, Task};
 use crate::chain::Chain;
@@ -42,14 +43,6 @@ impl Survey {
     pub fn outlook(&self) -> Option<Outlook> {
         let known = *self.0.read().expect("no holder of this lock panics");
         known.map(|known| Outlook { age_seconds: known.at.elapsed().as_secs(), ..known.outlook })
-    }
-
-    /// Returns a look at everything as it is now, for decisions of `us`. Asks no endpoint.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub async fn sight(&self, store: &Store, us: Address) -> Result<Sight> {
-        Sight::of(store, us, self.outlook()).await
     }
 
     fn set(&self, outlook: Outlook, at: Instant) {
@@ -98,64 +91,63 @@ impl Task for Surveyor {
     }
 }
 
-/// Everything that decisions look at, as it was at one moment, and what was decided since.
+/// Everything that decisions on some jobs look at, as it was at one moment, and what was decided since.
 pub struct Sight {
-    store: Store,
     us: Address,
     now: UnixSeconds,
     outlook: Option<Outlook>,
     changed: Option<u64>,
+    /// By model.
     loads: HashMap<String, Load>,
+    /// By number.
     grounds: HashMap<u64, Ground>,
     /// Every registered host.
     hosts: Vec<Address>,
-    /// Jobs chosen since.
-    chosen: u32,
 }
 
 impl Sight {
-    /// Returns what the database has now, beside an outlook.
+    /// Returns what the database has for decisions of `us` on `jobs` at block time `now`, beside an outlook. Asks no endpoint.
     ///
     /// # Errors
     /// If the store fails.
-    pub async fn of(store: &Store, us: Address, mut outlook: Option<Outlook>) -> Result<Self> {
-        let Scene { now, changed, score, hosts } =
-            store.scene(us, outlook.map_or(u64::MAX, |outlook| outlook.block)).await?;
+    pub async fn of(
+        store: &Store,
+        us: Address,
+        now: UnixSeconds,
+        mut outlook: Option<Outlook>,
+        jobs: &[&Job],
+    ) -> Result<Self> {
+        let since = outlook.map_or(u64::MAX, |outlook| outlook.block);
+        let blocks: BTreeSet<u64> = jobs.iter().flat_map(|job| [job.posted.number, job.rests_on.number]).collect();
+        let models: BTreeSet<&str> = jobs.iter().map(|job| job.terms.model.as_str()).collect();
+        // Side by side: a job waits for them.
+        let (Scene { changed, score, hosts }, grounds, loads) = tokio::try_join!(
+            store.scene(us, since),
+            try_join_all(blocks.into_iter().map(|number| store.ground(number))),
+            try_join_all(models.iter().map(|model| store.load(us, model, now))),
+        )?;
         if let (Some(known), Some(score)) = (&mut outlook, score) {
             known.standing.reputation = score;
         }
-        let (loads, grounds) = (HashMap::new(), HashMap::new());
-        Ok(Self { store: store.clone(), us, now, outlook, changed, loads, grounds, hosts, chosen: 0 })
+        let grounds = grounds.into_iter().map(|ground| (ground.number, ground)).collect();
+        let loads = models.into_iter().map(str::to_owned).zip(loads).collect();
+        Ok(Self { us, now, outlook, changed, loads, grounds, hosts })
     }
 
-    /// Returns what the rules look at when `job` is decided on.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub async fn circumstances(&mut self, job: &Job, input_held: bool) -> Result<Circumstances> {
-        let grounds = [self.ground(job.posted.number).await?, self.ground(job.rests_on.number).await?];
-        let load = match self.loads.get(&job.terms.model) {
-            Some(load) => *load,
-            None => {
-                let mut load = self.store.load(self.us, &job.terms.model, self.now).await?;
-                // What was chosen since and is not stored yet.
-                load.pending_claims += self.chosen;
-                load.chosen_last_hour += self.chosen;
-                *self.loads.entry(job.terms.model.clone()).or_insert(load)
-            }
-        };
+    /// Returns what the rules look at when `job`, one of those it was made for, is decided on.
+    pub fn circumstances(&self, job: &Job, input_held: bool) -> Circumstances {
+        let grounds = [self.grounds[&job.posted.number], self.grounds[&job.rests_on.number]];
         let since = grounds[1].time.unwrap_or(self.now);
         let turn = Turn {
             before: Turn::before(self.us, &self.hosts, job.id, job.rests_on),
             waited_seconds: self.now.0.saturating_sub(since.0),
         };
         let Self { now, outlook, changed, .. } = *self;
-        Ok(Circumstances { now, input_held, grounds, load, changed, turn, outlook })
+        Circumstances { now, input_held, grounds, load: self.loads[&job.terms.model], changed, turn, outlook }
     }
 
     /// Notes that `job` was chosen: what is decided after that must reckon with it.
     pub fn choose(&mut self, job: &Job) {
-        self.chosen += 1;
         for (model, load) in &mut self.loads {
             load.pending_claims += 1;
             load.chosen_last_hour += 1;
@@ -164,14 +156,6 @@ impl Sight {
                 load.queued_tokens += u64::from(job.terms.max_tokens);
             }
         }
-    }
-
-    async fn ground(&mut self, number: u64) -> Result<Ground> {
-        if let Some(ground) = self.grounds.get(&number) {
-            return Ok(*ground);
-        }
-        let ground = self.store.ground(number).await?;
-        Ok(*self.grounds.entry(number).or_insert(ground))
     }
 }
 
