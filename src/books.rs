@@ -68,7 +68,7 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
     let chain = chain.steady();
     let spent = store.spent(us).await?;
     let mut movements = store.escrow_movements(us).await?;
-    movements.extend(spent.iter().map(|tx| Movement { block: tx.block, why: Why::Gas, wei: tx.fee_wei }));
+    movements.extend(spent.iter().map(|tx| Movement { block: tx.block, why: Why::Gas, amount: tx.fee_wei }));
     let first = movements.iter().map(|movement| movement.block).min();
     let from = from.unwrap_or_else(|| first.map_or(cursor.number, |block| block.saturating_sub(1)));
     ensure!(from <= cursor.number, "block {from} is not stored yet: the newest is {}", cursor.number);
@@ -78,8 +78,8 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
     let (ours, others): (Vec<Other>, Vec<Other>) = unsettled.into_iter().partition(|tx| signed.contains(&tx.hash));
     for (why, of) in [(Why::Gas, &ours), (Why::OtherGas, &others)] {
         for tx in of {
-            movements.push(Movement { block: tx.block, why, wei: tx.fee_wei });
-            movements.push(Movement { block: tx.block, why: Why::Sent, wei: tx.value });
+            movements.push(Movement { block: tx.block, why, amount: tx.fee_wei });
+            movements.push(Movement { block: tx.block, why: Why::Sent, amount: tx.value });
         }
     }
     let mut balances = Balances { chain: &chain, us, known: BTreeMap::new() };
@@ -142,7 +142,7 @@ impl Balances<'_> {
         if let Some(known) = self.known.get(&block) {
             return Ok(*known);
         }
-        let balance = self.chain.balance_at(self.us, block).await?;
+        let balance = self.chain.balance_at(Address::ZERO, self.us, block).await?;
         self.known.insert(block, balance);
         Ok(balance)
     }

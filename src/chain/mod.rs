@@ -17,6 +17,7 @@ mod send;
 mod spoken;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod versions;
 
 use std::fmt;
@@ -427,15 +428,6 @@ impl Chain {
     /// Returns the receipt of a transaction, or `None` while the endpoint knows none.
     pub async fn receipt(&self, hash: B256) -> Result<Option<TransactionReceipt>> {
         self.provider.get_transaction_receipt(hash).await.with_context(|| format!("read the receipt of {hash}"))
-    }
-
-    /// Returns how much ETH `account` had at the end of block `number`.
-    ///
-    /// # Errors
-    /// If the endpoint fails or has no state of that block any more.
-    pub async fn balance_at(&self, account: Address, number: u64) -> Result<U256> {
-        let asked = self.provider.get_balance(account).block_id(BlockId::number(number));
-        asked.await.with_context(|| format!("read the balance of {account} at block {number} from {}", self.endpoint))
     }
 
     /// Returns how many transactions `account` had sent by the end of block `number`.

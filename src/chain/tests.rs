@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
+use alloy::sol_types::SolEvent;
 use anyhow::{Context, Result};
 use axum::body::Body;
 use axum::extract::State;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::abi::Erc20::Transfer;
 use super::endpoint::Pace;
 use super::*;
 
@@ -48,6 +50,8 @@ enum Does {
     RefuseBatch(usize, u16, &'static str),
     /// Answers after so many milliseconds.
     Slowly(u64),
+    /// Gives the logs of no more blocks at once: in each a transfer from account 7 to account 8, whatever is asked for.
+    LogsOf(u64),
 }
 
 struct Server {
@@ -115,6 +119,24 @@ async fn serve(State(work): State<Arc<Work>>, uri: axum::http::Uri, Json(body): 
             (CHAIN_ID, _) => json!(U64::from(CHAIN)),
             (_, Does::Refuse(code, message)) => {
                 return json!({"jsonrpc": "2.0", "id": call["id"], "error": {"code": code, "message": message}});
+            }
+            ("eth_getLogs", Does::LogsOf(max)) => {
+                let [from, to] = ["fromBlock", "toBlock"].map(|end| {
+                    serde_json::from_value::<U64>(call["params"][0][end].clone()).map_or(0, |number| number.to::<u64>())
+                });
+                if to - from >= max {
+                    let error = json!({"code": -32005, "message": format!("exceed maximum block range: {max}")});
+                    return json!({"jsonrpc": "2.0", "id": call["id"], "error": error});
+                }
+                let topics = [Transfer::SIGNATURE_HASH, account(7).into_word(), account(8).into_word()];
+                let log = |number| {
+                    json!({
+                        "address": account(1), "topics": topics, "data": B256::from(U256::from(number)), "removed": false,
+                        "blockNumber": U64::from(number), "blockHash": B256::repeat_byte(1), "transactionIndex": "0x0",
+                        "transactionHash": B256::repeat_byte(2), "logIndex": "0x0",
+                    })
+                };
+                (from..=to).map(log).collect()
             }
             ("eth_blockNumber", _) => json!(U64::from(work.head.load(Ordering::Relaxed))),
             ("eth_sendRawTransaction", _) => json!(B256::repeat_byte(7)),
@@ -583,6 +605,24 @@ async fn a_reach_knows_what_fewer_blocks_would_help() -> Result<()> {
     server.now(Does::Wait("3600"));
     assert!(!helps("HTTP 429").await);
     assert!(!helps("not asked again").await);
+    Ok(())
+}
+
+#[tokio::test]
+async fn transfers_are_read_in_as_many_pieces_as_the_endpoint_wants() -> Result<()> {
+    let server = Server::start(Does::LogsOf(1000)).await?;
+    let chain = chain(&[&server])?;
+    let transfers = chain.transfers(account(1), account(7), 5..=4321).await?;
+    assert!(transfers.iter().map(|it| (it.block, it.amount)).eq((5..=4321).map(|block| (block, U256::from(block)))));
+    assert_eq!((transfers[0].from, transfers[0].to), (account(7), account(8)));
+    // What was not asked for is nothing to count; the error names its block.
+    for (token, owner) in [(account(1), account(9)), (account(2), account(7))] {
+        let said = format!("{:#}", chain.transfers(token, owner, 1..=10).await.unwrap_err());
+        assert!(said.contains(&format!("read the transfers of token {token} in blocks 1..=1 from")), "{said}");
+        assert!(said.contains(&format!("got a log of {} in block 1", account(1))), "{said}");
+    }
+    server.now(Does::LogsOf(0));
+    assert!(format!("{:#}", chain.transfers(account(1), account(7), 1..=9).await.unwrap_err()).contains("1..=1 from"));
     Ok(())
 }
 

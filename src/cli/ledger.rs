@@ -138,8 +138,10 @@ fn print_check(checked: &Checked) -> Result<()> {
         let (sign, what) = match why {
             Why::Income => ("+", "paid for jobs"),
             Why::Refund => ("+", "refunded of jobs it had posted"),
+            Why::Received => ("+", "received by other transfers"),
             Why::Gas => ("-", "gas of the node's transactions"),
             Why::OtherGas => ("-", "gas of other transactions of its key"),
+            Why::Posted => ("-", "paid for jobs it posted"),
             Why::Sent => ("-", "sent by other transactions"),
         };
         say(format!("{sign} {what:<34}  {wei:>30}"))?;

@@ -2,14 +2,14 @@
 //!
 //! Gas is wei, income is in the smallest unit of each job's token: the two are never added where the token is not ETH.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use alloy::primitives::I256;
 use serde::{Serialize, Serializer};
 
 use super::event::Event;
-use super::types::{Address, JobId, U256, UnixSeconds, decimal};
+use super::types::{Address, B256, JobId, U256, UnixSeconds, decimal};
 
 /// What became of a transaction's gas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -230,7 +230,7 @@ pub fn mismatched(jobs: &[Account]) -> Vec<String> {
     jobs.iter().filter(wrong).map(told).collect()
 }
 
-/// Why the account's ETH became more or less.
+/// Why the account's ETH, or what it has of a token, became more or less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
@@ -238,29 +238,113 @@ pub enum Why {
     Income,
     /// A job that we had posted was refunded.
     Refund,
+    /// Any other transfer of a token to us.
+    Received,
     /// Gas of the node's transactions.
     Gas,
     /// Gas of transactions of the account that the node's file does not have: of commands, or of another wallet.
     OtherGas,
-    /// ETH that such a transaction sent along.
+    /// We posted a job that is paid in a token.
+    Posted,
+    /// ETH that a transaction of the account sent along that the node's file does not have; any other transfer of a token from us.
     Sent,
 }
 
 impl Why {
     fn adds(self) -> bool {
-        matches!(self, Why::Income | Why::Refund)
+        matches!(self, Why::Income | Why::Refund | Why::Received)
     }
 }
 
-/// ETH that came or went.
+/// ETH or a token that came or went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Movement {
     pub block: u64,
     pub why: Why,
-    pub wei: U256,
+    /// In wei, or the token's smallest unit.
+    pub amount: U256,
 }
 
-/// The account's ETH from the end of one block to the end of another.
+/// What the marketplace says that the escrow paid the account, or took for a job that the account posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payment {
+    pub job: JobId,
+    /// The zero address is ETH.
+    pub token: Address,
+    pub tx: B256,
+    pub movement: Movement,
+}
+
+/// What a token says that it moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Transfer {
+    pub block: u64,
+    pub tx: B256,
+    pub from: Address,
+    pub to: Address,
+    #[serde(serialize_with = "decimal")]
+    pub amount: U256,
+}
+
+/// The payments in one token beside its transfers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Matched {
+    /// The payments, and the transfers that are none.
+    pub movements: Vec<Movement>,
+    /// The transfers that are no payment.
+    pub others: Vec<Transfer>,
+    /// Payments that the token moved otherwise, or not at all.
+    pub mismatched: Vec<String>,
+}
+
+impl Matched {
+    /// Finds for each payment the transfer between `us` and `escrow` in the same transaction that moved it: one of the same amount, or
+    /// else another, which is told.
+    pub fn of(us: Address, escrow: Address, payments: &[Payment], transfers: &[Transfer]) -> Self {
+        let mut places = BTreeMap::<(B256, Address, Address), BTreeSet<usize>>::new();
+        for (place, transfer) in transfers.iter().enumerate() {
+            places.entry((transfer.tx, transfer.from, transfer.to)).or_default().insert(place);
+        }
+        let ends = |payment: &Payment| match payment.movement.why.adds() {
+            true => (payment.tx, escrow, us),
+            false => (payment.tx, us, escrow),
+        };
+        let mut take = |payment: &Payment, amount: Option<U256>| {
+            let places = places.get_mut(&ends(payment))?;
+            let place = places.iter().copied().find(|place| amount.is_none_or(|it| it == transfers[*place].amount))?;
+            places.remove(&place).then_some(place)
+        };
+        let (mut taken, mut left) = (BTreeSet::new(), Vec::new());
+        for payment in payments {
+            match take(payment, Some(payment.movement.amount)) {
+                Some(place) => {
+                    taken.insert(place);
+                }
+                None => left.push(payment),
+            }
+        }
+        let mut matched = Self::default();
+        for payment in left {
+            let Payment { job, token, tx, movement: Movement { block, amount, .. } } = payment;
+            let place = take(payment, None);
+            taken.extend(place);
+            let moved = place.map_or("nothing".into(), |place| transfers[place].amount.to_string());
+            matched.mismatched.push(format!(
+                "job {job}: the payment was {amount} of token {token}, which moved {moved} in block {block}, {tx}"
+            ));
+        }
+        matched.movements.extend(payments.iter().map(|payment| payment.movement));
+        for (place, transfer) in transfers.iter().enumerate().filter(|(place, _)| !taken.contains(place)) {
+            let Transfer { block, from, to, amount, .. } = *transfer;
+            let ways = [(to, Why::Received), (from, Why::Sent)].into_iter().filter(|(end, _)| *end == us);
+            matched.movements.extend(ways.map(|(_, why)| Movement { block, why, amount }));
+            matched.others.push(transfers[place]);
+        }
+        matched
+    }
+}
+
+/// The account's ETH, or what it has of a token, from the end of one block to the end of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reconciled {
     pub from: u64,
@@ -284,14 +368,19 @@ impl Reconciled {
         let mut expected = opening;
         for movement in movements.iter().filter(|movement| (from + 1..=to).contains(&movement.block)) {
             let sum = moved.entry(movement.why).or_default();
-            *sum = sum.saturating_add(movement.wei);
+            *sum = sum.saturating_add(movement.amount);
             expected = match movement.why.adds() {
-                true => expected.wrapping_add(movement.wei),
-                false => expected.wrapping_sub(movement.wei),
+                true => expected.wrapping_add(movement.amount),
+                false => expected.wrapping_sub(movement.amount),
             };
         }
         let unexplained = I256::from_raw(closing.wrapping_sub(expected));
         Self { from, to, opening, moved, closing, unexplained }
+    }
+
+    /// Returns how much moved for that reason.
+    pub fn of_why(&self, why: Why) -> U256 {
+        self.moved.get(&why).copied().unwrap_or_default()
     }
 }
 
@@ -300,7 +389,7 @@ fn signed<S: Serializer>(amount: &I256, serializer: S) -> Result<S::Ok, S::Error
 }
 
 fn decimals<S: Serializer>(moved: &BTreeMap<Why, U256>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(moved.iter().map(|(why, wei)| (why, wei.to_string())))
+    serializer.collect_map(moved.iter().map(|(why, amount)| (why, amount.to_string())))
 }
 
 #[cfg(test)]
@@ -311,6 +400,8 @@ mod tests {
 
     const US: Address = Address::repeat_byte(0xaa);
     const RIVAL: Address = Address::repeat_byte(0xbb);
+    const ESCROW: Address = Address::repeat_byte(0xcc);
+    const TOKEN: Address = Address::repeat_byte(0xdd);
     const NOW: UnixSeconds = UnixSeconds(1000);
 
     fn wei(amount: u64) -> U256 {
@@ -417,7 +508,7 @@ mod tests {
 
     #[test]
     fn what_does_not_add_up_is_told_to_the_wei() {
-        let move_of = |block, why, amount| Movement { block, why, wei: wei(amount) };
+        let move_of = |block, why, amount| Movement { block, why, amount: wei(amount) };
         let movements = [
             move_of(5, Why::Gas, 1_000_000),
             move_of(6, Why::Income, 97),
@@ -467,6 +558,51 @@ mod tests {
         prop::collection::vec(one, 0..24)
     }
 
+    fn movements() -> impl Strategy<Value = Vec<Movement>> {
+        let whys = [Why::Income, Why::Refund, Why::Received, Why::Gas, Why::OtherGas, Why::Posted, Why::Sent].to_vec();
+        let one = (0..20u64, prop::sample::select(whys), any::<u32>());
+        let one = one.prop_map(|(block, why, amount)| Movement { block, why, amount: wei(amount.into()) });
+        prop::collection::vec(one, 0..20)
+    }
+
+    fn paid(why: Why, tx: u8, amount: u64) -> Payment {
+        let movement = Movement { block: 5, why, amount: wei(amount) };
+        Payment { job: JobId(tx.into()), token: TOKEN, tx: B256::repeat_byte(tx), movement }
+    }
+
+    fn moved(from: Address, to: Address, tx: u8, amount: u64) -> Transfer {
+        Transfer { block: 5, tx: B256::repeat_byte(tx), from, to, amount: wei(amount) }
+    }
+
+    /// The transfer that is right for a payment.
+    fn moved_by(payment: &Payment) -> Transfer {
+        let (from, to) = if payment.movement.why.adds() { (ESCROW, US) } else { (US, ESCROW) };
+        Transfer { from, to, ..moved(US, US, payment.tx[0], payment.movement.amount.to()) }
+    }
+
+    #[test]
+    fn a_payment_is_the_transfer_of_its_transaction_between_us_and_the_escrow() {
+        let of = |payments: &[Payment], transfers: &[Transfer]| Matched::of(US, ESCROW, payments, transfers);
+        let income = paid(Why::Income, 1, 97);
+        let right = moved(ESCROW, US, 1, 97);
+        assert_eq!(of(&[income], &[right]).others, []);
+        for other in [moved(RIVAL, US, 1, 97), moved(US, ESCROW, 1, 97), moved(ESCROW, US, 2, 97)] {
+            let matched = of(&[income], &[other, right]);
+            assert_eq!((matched.others, matched.mismatched.len()), (vec![other], 0));
+            let matched = of(&[income], &[other]);
+            assert_eq!((matched.others, matched.mismatched.len()), (vec![other], 1));
+            assert!(matched.mismatched[0].contains("job 1: the payment was 97 of"), "{:?}", matched.mismatched);
+            assert!(matched.mismatched[0].contains("moved nothing in block 5"), "{:?}", matched.mismatched);
+        }
+        // Two in one transaction, of which the token kept something of one.
+        let (second, less) = (paid(Why::Refund, 1, 50), moved(ESCROW, US, 1, 49));
+        let matched = of(&[second, income], &[less, right]);
+        assert_eq!((matched.others.len(), matched.mismatched.len()), (0, 1));
+        assert!(matched.mismatched[0].contains("was 50 of") && matched.mismatched[0].contains("moved 49 in block 5"));
+        let books = Reconciled::of(4, 5, wei(0), &matched.movements, wei(97 + 49));
+        assert_eq!(books.unexplained, I256::MINUS_ONE, "what it kept is left");
+    }
+
     proptest! {
         #[test]
         fn every_wei_is_in_the_total_in_one_group_and_under_one_kind(jobs in jobs(), spent in spent()) {
@@ -486,19 +622,62 @@ mod tests {
         }
 
         #[test]
-        fn a_wei_more_is_a_wei_unexplained(opening in any::<u64>(), moved in prop::collection::vec((0..5usize, 0..20u64, any::<u32>()), 0..20)) {
-            let whys = [Why::Income, Why::Refund, Why::Gas, Why::OtherGas, Why::Sent];
+        fn a_wei_more_is_a_wei_unexplained(opening in any::<u64>(), moved in movements(), more in any::<i32>()) {
             let opening = U256::from(opening) << 64;
-            let movements: Vec<Movement> = moved.iter().map(|(why, block, amount)| Movement { block: *block, why: whys[*why], wei: wei((*amount).into()) }).collect();
-            let closing = movements.iter().filter(|it| (4..=15).contains(&it.block)).fold(opening, |sum, it| {
-                if it.why.adds() { sum + it.wei } else { sum - it.wei }
+            let closing = moved.iter().filter(|it| (4..=15).contains(&it.block)).fold(opening, |sum, it| {
+                if it.why.adds() { sum + it.amount } else { sum - it.amount }
             });
-            prop_assert_eq!(Reconciled::of(3, 15, opening, &movements, closing).unexplained, I256::ZERO);
-            prop_assert_eq!(Reconciled::of(3, 15, opening, &movements, closing + wei(1)).unexplained, I256::ONE);
+            prop_assert_eq!(Reconciled::of(3, 15, opening, &moved, closing).unexplained, I256::ZERO);
+            prop_assert_eq!(Reconciled::of(3, 15, opening, &moved, closing + wei(1)).unexplained, I256::ONE);
+            // Whatever it has in the end: what came less what went, and what is left, lead there.
+            let more = I256::try_from(more).expect("small");
+            let books = Reconciled::of(3, 15, opening, &moved, closing.wrapping_add(more.into_raw()));
+            let of = |whys: &[Why]| whys.iter().fold(U256::ZERO, |sum, why| sum + books.of_why(*why));
+            let came = of(&[Why::Income, Why::Refund, Why::Received]);
+            let went = of(&[Why::Gas, Why::OtherGas, Why::Posted, Why::Sent]);
+            prop_assert_eq!(books.unexplained, more);
+            prop_assert_eq!((opening + came - went).wrapping_add(books.unexplained.into_raw()), books.closing);
             // A day split in two is the same day.
-            let half = Reconciled::of(3, 9, opening, &movements, closing);
-            let rest = Reconciled::of(9, 15, closing, &movements, closing);
+            let half = Reconciled::of(3, 9, opening, &moved, closing);
+            let rest = Reconciled::of(9, 15, closing, &moved, closing);
             prop_assert_eq!(half.unexplained + rest.unexplained, I256::ZERO);
+        }
+
+        /// Whatever else the token moved, in the same transactions and by the same amounts.
+        #[test]
+        fn each_payment_has_its_transfer_and_the_rest_are_others(
+            payments in prop::collection::vec((0..3usize, 0..4u8, 1..3u64), 0..8),
+            strangers in prop::collection::vec((0..4usize, 0..4u8, 0..3u64), 0..8),
+            order in any::<u64>(),
+            lost in any::<prop::sample::Index>(),
+        ) {
+            let payments: Vec<Payment> =
+                payments.iter().map(|(why, tx, amount)| paid([Why::Income, Why::Refund, Why::Posted][*why], *tx, *amount)).collect();
+            let strangers: Vec<Transfer> = strangers.iter().map(|(way, tx, amount)| {
+                let (from, to) = [(RIVAL, US), (US, RIVAL), (US, US), (RIVAL, US)][*way];
+                moved(from, to, *tx, *amount)
+            }).collect();
+            let mut transfers: Vec<Transfer> = payments.iter().map(moved_by).chain(strangers.iter().copied()).collect();
+            transfers.sort_by_key(|it| (it.amount.wrapping_mul(U256::from(order | 1)), it.from, it.to, it.tx));
+            let matched = Matched::of(US, ESCROW, &payments, &transfers);
+            prop_assert_eq!(&matched.mismatched, &Vec::<String>::new());
+            let sorted = |mut of: Vec<Transfer>| { of.sort_by_key(|it| (it.tx, it.from, it.to, it.amount)); of };
+            prop_assert_eq!(sorted(matched.others.clone()), sorted(strangers));
+            // The transfers alone make of one balance the other.
+            let had = wei(1000);
+            let closing = transfers.iter().fold(had, |sum, it| {
+                let sum = if it.to == US { sum + it.amount } else { sum };
+                if it.from == US { sum - it.amount } else { sum }
+            });
+            prop_assert_eq!(Reconciled::of(0, 9, had, &matched.movements, closing).unexplained, I256::ZERO);
+            // Without one of them its payment is told, and no other.
+            if !payments.is_empty() {
+                let lost = lost.get(&payments);
+                let gone = transfers.iter().position(|it| *it == moved_by(lost)).expect("it is there");
+                transfers.remove(gone);
+                let matched = Matched::of(US, ESCROW, &payments, &transfers);
+                prop_assert_eq!(matched.mismatched.len(), 1);
+            }
         }
     }
 }

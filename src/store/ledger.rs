@@ -122,7 +122,7 @@ impl Store {
                 Ok(Event::PaymentRefunded { renter, amount, .. }) if renter == us => (Why::Refund, amount),
                 _ => continue,
             };
-            movements.push(Movement { block: log.block.number, why, wei });
+            movements.push(Movement { block: log.block.number, why, amount: wei });
         }
         Ok(movements)
     }

@@ -1594,7 +1594,7 @@ async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
     let ledger = Ledger::of(US, UnixSeconds(0), &jobs, &spent, By::Job);
     assert_eq!(ledger.total.gas[&Fate::LostRace].wei, U256::from(71));
     assert_eq!(ledger.total.gas[&Fate::Useful].wei, U256::from(71));
-    let income = Movement { block: blocks[0].0.block.number, why: Why::Income, wei: U256::from(97) };
+    let income = Movement { block: blocks[0].0.block.number, why: Why::Income, amount: U256::from(97) };
     assert_eq!(store.escrow_movements(US).await.unwrap(), [income]);
     store.rewind(blocks[0].0.block.number).await.unwrap();
     assert_eq!(store.spent(US).await.unwrap().len(), 1, "what a reorganisation took away was not paid");
