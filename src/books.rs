@@ -1,15 +1,17 @@
-//! The account's books against the chain: does what it has follow to the wei from what came and went?
+//! The account's books against the chain: does what it has, of ETH and of each token it dealt in, follow to the smallest unit from what
+//! came and went?
 //!
 //! Reads state at past blocks, so it takes an endpoint that keeps it; changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use alloy::primitives::I256;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::chain::{Chain, Paid};
-use crate::market::ledger::{Movement, Reconciled, Spent, Why, mismatched};
+use crate::market::ledger::{Matched, Movement, Payment, Reconciled, Spent, Transfer, Why, mismatched};
 use crate::market::types::{Address, B256, U256};
 use crate::store::Store;
 
@@ -34,13 +36,14 @@ pub struct Other {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unexplained {
     pub block: u64,
-    /// In wei; negative: it went.
-    pub wei: I256,
+    /// In wei, or the token's smallest unit; negative: it went.
+    pub amount: I256,
 }
 
 /// What the comparison found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
+    /// In wei.
     pub books: Reconciled,
     /// What the node did not sign.
     pub others: Vec<Other>,
@@ -48,17 +51,40 @@ pub struct Checked {
     pub unexplained: Vec<Unexplained>,
     /// Settled jobs of which the escrow paid out another sum than the payment.
     pub mismatched: Vec<String>,
+    /// Each token in which the account was paid or paid for a job.
+    pub tokens: Vec<CheckedToken>,
+}
+
+/// What the comparison found of one token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedToken {
+    pub token: Address,
+    /// In the token's smallest unit.
+    pub books: Reconciled,
+    /// What the token moved for other reasons than a job.
+    pub others: Vec<Transfer>,
+    /// As of [`Checked`].
+    pub unexplained: Vec<Unexplained>,
+    /// Payments of jobs that the token moved otherwise than the marketplace says, or not at all.
+    pub mismatched: Vec<String>,
 }
 
 impl Checked {
+    /// Returns whether everything adds up.
+    pub fn is_right(&self) -> bool {
+        self.books.unexplained.is_zero() && self.mismatched.is_empty() && self.tokens.iter().all(CheckedToken::is_right)
+    }
+}
+
+impl CheckedToken {
     /// Returns whether everything adds up.
     pub fn is_right(&self) -> bool {
         self.books.unexplained.is_zero() && self.mismatched.is_empty()
     }
 }
 
-/// Compares the ETH of `us` at the newest block stored with what it had at the end of block `from`, or before the first block in which
-/// the file knows that something came or went, and all that did since.
+/// Compares what `us` has at the newest block stored, of ETH and of each token, with what it had at the end of block `from`, or before
+/// the first block in which the file knows that something of it came or went, and all that did since.
 ///
 /// # Errors
 /// If the store or the endpoint fails, it no longer has the state of those blocks, or it has another newest block than the store.
@@ -66,13 +92,23 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
     let cursor = store.cursor().await?.context("nothing is indexed yet: there is nothing to compare")?;
     // One endpoint: what it tells is of one piece.
     let chain = chain.steady();
+    let to = cursor.number;
+    ensure!(
+        from.is_none_or(|from| from <= to),
+        "block {} is not stored yet: the newest is {to}",
+        from.unwrap_or_default()
+    );
     let spent = store.spent(us).await?;
-    let mut movements = store.escrow_movements(us).await?;
+    let mut by_token = BTreeMap::<Address, Vec<Payment>>::new();
+    for payment in store.payments(us).await? {
+        by_token.entry(payment.token).or_default().push(payment);
+    }
+    // What it paid in ETH for jobs it posted is what those transactions sent.
+    let in_eth = by_token.remove(&Address::ZERO).unwrap_or_default().into_iter().map(|payment| payment.movement);
+    let mut movements: Vec<Movement> = in_eth.filter(|movement| movement.why != Why::Posted).collect();
     movements.extend(spent.iter().map(|tx| Movement { block: tx.block, why: Why::Gas, amount: tx.fee_wei }));
-    let first = movements.iter().map(|movement| movement.block).min();
-    let from = from.unwrap_or_else(|| first.map_or(cursor.number, |block| block.saturating_sub(1)));
-    ensure!(from <= cursor.number, "block {from} is not stored yet: the newest is {}", cursor.number);
-    let unsettled = others(&chain, us, from, cursor.number, &spent).await?;
+    let since = from.unwrap_or_else(|| before(&movements, to));
+    let unsettled = others(&chain, us, since, to, &spent).await?;
     // What the node signed and does not know the end of yet is its own all the same.
     let signed = store.signed_here(&unsettled.iter().map(|tx| tx.hash).collect::<Vec<_>>()).await?;
     let (ours, others): (Vec<Other>, Vec<Other>) = unsettled.into_iter().partition(|tx| signed.contains(&tx.hash));
@@ -82,18 +118,59 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
             movements.push(Movement { block: tx.block, why: Why::Sent, amount: tx.value });
         }
     }
-    let mut balances = Balances { chain: &chain, us, known: BTreeMap::new() };
-    let (opening, closing) = (balances.at(from).await?, balances.at(cursor.number).await?);
-    let header = chain.header(cursor.number).await?;
+    let (books, unexplained) = reconciled(&chain, us, Address::ZERO, since..=to, &movements).await?;
+    let mut tokens = Vec::with_capacity(by_token.len());
+    for (token, payments) in by_token {
+        tokens.push(check_token(&chain, us, token, from, to, &payments).await?);
+    }
+    let header = chain.header(to).await?;
     ensure!(
         header.is_some_and(|header| header.block.hash == cursor.hash),
-        "{} has another block {} than the database: try again once the node has caught up",
+        "{} has another block {to} than the database: try again once the node has caught up",
         chain.name(),
-        cursor.number
     );
-    let books = Reconciled::of(from, cursor.number, opening, &movements, closing);
-    let unexplained = balances.unexplained(&books, &movements).await?;
-    Ok(Checked { books, others, unexplained, mismatched: mismatched(&store.accounts(us).await?) })
+    Ok(Checked { books, others, unexplained, mismatched: mismatched(&store.accounts(us).await?), tokens })
+}
+
+async fn check_token(
+    chain: &Chain,
+    us: Address,
+    token: Address,
+    from: Option<u64>,
+    to: u64,
+    payments: &[Payment],
+) -> Result<CheckedToken> {
+    let from = from.unwrap_or_else(|| before(payments.iter().map(|payment| &payment.movement), to));
+    let blocks = from + 1..=to;
+    let payments: Vec<Payment> =
+        payments.iter().filter(|payment| blocks.contains(&payment.movement.block)).copied().collect();
+    let transfers = chain.transfers(token, us, blocks).await?;
+    let matched = Matched::of(us, chain.contracts().payment_escrow, &payments, &transfers);
+    let Matched { movements, others, mismatched } = matched;
+    let (books, unexplained) = reconciled(chain, us, token, from..=to, &movements).await?;
+    Ok(CheckedToken { token, books, others, unexplained, mismatched })
+}
+
+/// Returns the block before the first in which something moved; `newest` where nothing did.
+fn before<'a>(movements: impl IntoIterator<Item = &'a Movement>, newest: u64) -> u64 {
+    let first = movements.into_iter().map(|movement| movement.block).min();
+    first.map_or(newest, |block| block.saturating_sub(1).min(newest))
+}
+
+/// Compares what `us` has of `token` (the zero address: ETH) at both ends of `blocks`, and finds where movements are missing.
+async fn reconciled(
+    chain: &Chain,
+    us: Address,
+    token: Address,
+    blocks: RangeInclusive<u64>,
+    movements: &[Movement],
+) -> Result<(Reconciled, Vec<Unexplained>)> {
+    let (from, to) = blocks.into_inner();
+    let mut balances = Balances { chain, us, token, known: BTreeMap::new() };
+    let (opening, closing) = (balances.at(from).await?, balances.at(to).await?);
+    let books = Reconciled::of(from, to, opening, movements, closing);
+    let unexplained = balances.unexplained(&books, movements).await?;
+    Ok((books, unexplained))
 }
 
 /// Returns the transactions of `us` in blocks `from + 1..=to` of which the file does not know that they were mined.
@@ -130,10 +207,11 @@ async fn others(chain: &Chain, us: Address, from: u64, to: u64, spent: &[Spent])
     Ok(others)
 }
 
-/// What the account had, as far as it was asked for.
+/// What the account had of one token, as far as it was asked for.
 struct Balances<'a> {
     chain: &'a Chain,
     us: Address,
+    token: Address,
     known: BTreeMap<u64, U256>,
 }
 
@@ -142,7 +220,7 @@ impl Balances<'_> {
         if let Some(known) = self.known.get(&block) {
             return Ok(*known);
         }
-        let balance = self.chain.balance_at(Address::ZERO, self.us, block).await?;
+        let balance = self.chain.balance_at(self.token, self.us, block).await?;
         self.known.insert(block, balance);
         Ok(balance)
     }
@@ -165,7 +243,7 @@ impl Balances<'_> {
                     false => high = middle,
                 }
             }
-            found.push(Unexplained { block: high, wei: self.between(low, high, movements).await? });
+            found.push(Unexplained { block: high, amount: self.between(low, high, movements).await? });
             from = high;
         }
         Ok(found)

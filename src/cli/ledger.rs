@@ -10,19 +10,23 @@ use super::control::account;
 use super::history::{existing, open};
 use super::run::connect;
 use super::{Fault, Global, configuration, decimal, plain, print_json, say};
-use crate::books::{self, Checked};
-use crate::market::ledger::{By, Fate, Gas, Ledger, Line, Why};
+use crate::books::{self, Checked, CheckedToken, Unexplained};
+use crate::market::ledger::{By, Fate, Gas, Ledger, Line, Reconciled, Why};
 use crate::market::types::Address;
+
+/// Transfers of one token for other reasons than a job that are printed; JSON has all.
+const OTHERS_SHOWN: usize = 20;
 
 #[derive(Debug, clap::Args)]
 pub struct LedgerArguments {
     /// Show a line for each of these.
     #[arg(long, value_enum, default_value_t = Group::Model)]
     by: Group,
-    /// Compare with the chain: what the account has must follow to the wei from what came and went. Exit code 4 where it does not.
+    /// Compare with the chain: what the account has, of ETH and of each token of its jobs, must follow to the smallest unit from what
+    /// came and went. Exit code 4 where it does not.
     #[arg(long)]
     check: bool,
-    /// Compare from the end of this block on, instead of from the account's first transaction.
+    /// Compare from the end of this block on, instead of from the account's first transaction, or its first payment in a token.
     #[arg(long, value_name = "BLOCK", requires = "check")]
     from: Option<u64>,
 }
@@ -69,12 +73,11 @@ pub async fn ledger(global: &Global, arguments: &LedgerArguments) -> Result<()> 
         }))?;
     } else {
         print(us, &ledger)?;
-        checked.as_ref().map_or(Ok(()), print_check)?;
+        checked.as_ref().map_or(Ok(()), |checked| print_check(us, checked))?;
     }
     match checked {
-        Some(checked) if !checked.is_right() => {
-            Err(Fault::Divergence.of(anyhow!("the books and the chain differ: see above")))
-        }
+        Some(checked) if !checked.is_right() => Err(Fault::Divergence
+            .of(anyhow!("the books and the chain differ in {}: see above", wrong(&checked).join(", ")))),
         _ => Ok(()),
     }
 }
@@ -89,11 +92,33 @@ fn of_line(line: &Line) -> Value {
 fn of_check(checked: &Checked) -> Value {
     let unexplained = checked.unexplained.iter();
     let unexplained: Vec<Value> =
-        unexplained.map(|it| json!({ "block": it.block, "wei": it.wei.to_string() })).collect();
+        unexplained.map(|it| json!({ "block": it.block, "wei": it.amount.to_string() })).collect();
     json!({
         "right": checked.is_right(), "books": checked.books, "others": checked.others,
         "unexplained": unexplained, "mismatched": checked.mismatched,
+        "tokens": checked.tokens.iter().map(of_token).collect::<Vec<_>>(),
     })
+}
+
+fn of_token(checked: &CheckedToken) -> Value {
+    let CheckedToken { token, books, others, unexplained, mismatched } = checked;
+    let of = |why| books.of_why(why).to_string();
+    let blocks = unexplained.iter().map(|it| json!({ "block": it.block, "amount": it.amount.to_string() }));
+    json!({
+        "token": token, "from": books.from, "to": books.to, "opening": books.opening.to_string(),
+        "income": of(Why::Income), "refunds": of(Why::Refund), "other_in": of(Why::Received),
+        "posted": of(Why::Posted), "other_out": of(Why::Sent), "closing": books.closing.to_string(),
+        "unexplained": books.unexplained.to_string(), "unexplained_in": blocks.collect::<Vec<_>>(),
+        "others": others, "mismatched": mismatched,
+    })
+}
+
+/// Returns in what the books and the chain differ.
+fn wrong(checked: &Checked) -> Vec<String> {
+    let in_eth = (!checked.books.unexplained.is_zero()).then(|| "ETH".to_owned());
+    let settled = (!checked.mismatched.is_empty()).then(|| "what settled jobs paid".to_owned());
+    let tokens = checked.tokens.iter().filter(|token| !token.is_right()).map(|token| format!("token {}", token.token));
+    in_eth.into_iter().chain(settled).chain(tokens).collect()
 }
 
 fn print(us: Address, ledger: &Ledger) -> Result<()> {
@@ -130,11 +155,40 @@ fn print_fates(kind: &str, fates: &BTreeMap<Fate, Gas>) -> Result<()> {
     })
 }
 
-fn print_check(checked: &Checked) -> Result<()> {
+fn print_check(us: Address, checked: &Checked) -> Result<()> {
     let books = &checked.books;
     say(format!("\nthe account's ETH from the end of block {} to the end of block {}, in wei", books.from, books.to))?;
+    print_books(books)?;
+    for other in &checked.others {
+        say(format!("  not of the node: nonce {} in block {}, {}", other.nonce, other.block, other.hash))?;
+    }
+    print_rest(books, "wei", &checked.unexplained, "no transaction of the account")?;
+    checked.mismatched.iter().try_for_each(|what| say(format!("  WRONG: {what}")))?;
+    for CheckedToken { token, books, others, unexplained, mismatched } in &checked.tokens {
+        let (from, to) = (books.from, books.to);
+        say(format!(
+            "\nthe account's token {token} from the end of block {from} to the end of block {to}, in its smallest unit"
+        ))?;
+        print_books(books)?;
+        for other in others.iter().take(OTHERS_SHOWN) {
+            let way = if other.to == us { ("from", other.from) } else { ("to", other.to) };
+            say(format!(
+                "  not of a job: {} {} {} in block {}, {}",
+                other.amount, way.0, way.1, other.block, other.tx
+            ))?;
+        }
+        if others.len() > OTHERS_SHOWN {
+            say(format!("  not of a job: {} more, --json has them", others.len() - OTHERS_SHOWN))?;
+        }
+        print_rest(books, "units", unexplained, "no transfer that the token tells of")?;
+        mismatched.iter().try_for_each(|what| say(format!("  WRONG: {what}")))?;
+    }
+    Ok(())
+}
+
+fn print_books(books: &Reconciled) -> Result<()> {
     say(format!("  {:<34}  {:>30}", "had", books.opening))?;
-    for (why, wei) in books.moved.iter().filter(|(_, wei)| !wei.is_zero()) {
+    for (why, amount) in books.moved.iter().filter(|(_, amount)| !amount.is_zero()) {
         let (sign, what) = match why {
             Why::Income => ("+", "paid for jobs"),
             Why::Refund => ("+", "refunded of jobs it had posted"),
@@ -142,20 +196,19 @@ fn print_check(checked: &Checked) -> Result<()> {
             Why::Gas => ("-", "gas of the node's transactions"),
             Why::OtherGas => ("-", "gas of other transactions of its key"),
             Why::Posted => ("-", "paid for jobs it posted"),
-            Why::Sent => ("-", "sent by other transactions"),
+            Why::Sent => ("-", "sent otherwise"),
         };
-        say(format!("{sign} {what:<34}  {wei:>30}"))?;
+        say(format!("{sign} {what:<34}  {amount:>30}"))?;
     }
-    say(format!("  {:<34}  {:>30}", "has", books.closing))?;
-    for other in &checked.others {
-        say(format!("  not of the node: nonce {} in block {}, {}", other.nonce, other.block, other.hash))?;
-    }
+    say(format!("  {:<34}  {:>30}", "has", books.closing))
+}
+
+fn print_rest(books: &Reconciled, unit: &str, unexplained: &[Unexplained], why: &str) -> Result<()> {
     match books.unexplained.is_zero() {
-        true => say("  it adds up to the wei")?,
-        false => say(format!("  UNEXPLAINED: {} wei", books.unexplained))?,
+        true => say("  it adds up")?,
+        false => say(format!("  UNEXPLAINED: {} {unit}", books.unexplained))?,
     }
-    for transfer in &checked.unexplained {
-        say(format!("  UNEXPLAINED: {} wei in block {}: no transaction of the account", transfer.wei, transfer.block))?;
-    }
-    checked.mismatched.iter().try_for_each(|what| say(format!("  WRONG: {what}")))
+    unexplained
+        .iter()
+        .try_for_each(|it| say(format!("  UNEXPLAINED: {} {unit} in block {}: {why}", it.amount, it.block)))
 }

@@ -6,10 +6,10 @@ use std::ops::RangeInclusive;
 use anyhow::Result;
 use sqlx::{Row, SqliteConnection};
 
-use super::{SqliteRow, Store, amount, raw_log};
+use super::{SqliteRow, Store, address, amount, raw_log};
 use crate::market::event::Event;
 use crate::market::job::{Job, State};
-use crate::market::ledger::{Account, Movement, Spent, Why, taken};
+use crate::market::ledger::{Account, Movement, Payment, Spent, Why, taken};
 use crate::market::types::{Address, B256, JobId, U256};
 
 /// Jobs folded at once.
@@ -103,28 +103,32 @@ impl Store {
         Ok(told.into_iter().map(|(job, events)| (job, taken(us, &events))).collect())
     }
 
-    /// Returns the ETH that the escrow paid `us`, for jobs it did and for jobs it had posted, in chain order.
-    pub async fn escrow_movements(&self, us: Address) -> Result<Vec<Movement>> {
+    /// Returns what the escrow paid `us`, for jobs it did and for jobs it had posted, and took of it for those, in chain order.
+    pub async fn payments(&self, us: Address) -> Result<Vec<Payment>> {
         let rows = sqlx::query(
-            "SELECT number, hash, log_index, tx_hash, address, topics, data FROM log JOIN block ON block.seq = log.block
-             WHERE canonical = 1 AND kind IN ('PaymentReleased', 'PaymentRefunded')
-                 AND log.job IN (SELECT id FROM job WHERE (host = ?1 OR renter = ?1) AND token = zeroblob(20))
+            "SELECT number, hash, log_index, tx_hash, address, topics, data, (SELECT token FROM job WHERE id = log.job)
+             FROM log JOIN block ON block.seq = log.block
+             WHERE canonical = 1 AND kind IN ('JobTerms', 'PaymentReleased', 'PaymentRefunded')
+                 AND log.job IN (SELECT id FROM job WHERE host = ?1 OR renter = ?1)
+                 AND (kind <> 'JobTerms' OR log.job IN (SELECT id FROM job WHERE renter = ?1))
              ORDER BY number, log_index",
         )
         .bind(us.as_slice())
         .fetch_all(&self.readers)
         .await?;
-        let mut movements = Vec::new();
+        let mut payments = Vec::new();
         for row in &rows {
             let log = raw_log(row)?;
-            let (why, wei) = match (self.decode)(&log) {
-                Ok(Event::PaymentReleased { host, amount, .. }) if host == us => (Why::Income, amount),
-                Ok(Event::PaymentRefunded { renter, amount, .. }) if renter == us => (Why::Refund, amount),
+            let (job, why, amount) = match (self.decode)(&log) {
+                Ok(Event::JobTerms { job, terms }) if terms.renter == us => (job, Why::Posted, terms.payment),
+                Ok(Event::PaymentReleased { job, host, amount }) if host == us => (job, Why::Income, amount),
+                Ok(Event::PaymentRefunded { job, renter, amount }) if renter == us => (job, Why::Refund, amount),
                 _ => continue,
             };
-            movements.push(Movement { block: log.block.number, why, amount: wei });
+            let movement = Movement { block: log.block.number, why, amount };
+            payments.push(Payment { job, token: address(row, 7)?, tx: log.tx, movement });
         }
-        Ok(movements)
+        Ok(payments)
     }
 }
 

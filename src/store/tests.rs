@@ -1573,7 +1573,7 @@ async fn the_jobs_that_ended_last_are_not_those_of_the_latest_deadlines() {
 
 #[tokio::test]
 async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
-    use crate::market::ledger::{By, Fate, Ledger, Movement, Why};
+    use crate::market::ledger::{By, Fate, Ledger, Movement, Payment, Why};
     let (_file, store) = fresh().await;
     let paid = [[TERMS, 1], [CLAIMED, 1], [COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1]];
     let blocks = chain(None, 0, &[&paid, &[[TERMS, 2], [CLAIMED_BY_RIVAL, 2]]]);
@@ -1594,10 +1594,16 @@ async fn the_ledger_has_every_mined_transaction_and_what_the_escrow_paid() {
     let ledger = Ledger::of(US, UnixSeconds(0), &jobs, &spent, By::Job);
     assert_eq!(ledger.total.gas[&Fate::LostRace].wei, U256::from(71));
     assert_eq!(ledger.total.gas[&Fate::Useful].wei, U256::from(71));
-    let income = Movement { block: blocks[0].0.block.number, why: Why::Income, amount: U256::from(97) };
-    assert_eq!(store.escrow_movements(US).await.unwrap(), [income]);
+    let movement = Movement { block: blocks[0].0.block.number, why: Why::Income, amount: U256::from(97) };
+    let income = Payment { job: JobId(1), token: Address::ZERO, tx: blocks[0].1[4].tx, movement };
+    assert_eq!(store.payments(US).await.unwrap(), [income]);
+    let renter = terms(JobId(2)).renter;
+    let posted = Movement { block: blocks[1].0.block.number, why: Why::Posted, amount: U256::MAX };
+    let of_renter = Payment { job: JobId(2), token: Address::ZERO, tx: blocks[1].1[0].tx, movement: posted };
+    assert_eq!(store.payments(renter).await.unwrap(), [of_renter]);
     store.rewind(blocks[0].0.block.number).await.unwrap();
     assert_eq!(store.spent(US).await.unwrap().len(), 1, "what a reorganisation took away was not paid");
+    assert_eq!((store.payments(US).await.unwrap(), store.payments(renter).await.unwrap()), (vec![income], vec![]));
 }
 
 #[tokio::test]

@@ -1,7 +1,5 @@
 //! An operator holds a running host back with commands beside it, has it run dry, and sees its books add up to the wei.
 
-use std::process::{Command, Output};
-
 use anyhow::{Context, Result, ensure};
 use fabstir::chain::{call, key};
 use fabstir::market::job::State;
@@ -10,24 +8,9 @@ use fabstir::node::Node;
 use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
-use crate::world::{WAIT_MAX, World, done_once, nothing_left, transactions, until, until_job};
+use crate::world::{WAIT_MAX, World, done_once, fabstir, nothing_left, told, transactions, until, until_job};
 
-/// Runs a command beside the node, as its operator would.
-async fn fabstir(world: &World, arguments: &[&str]) -> Result<Output> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fabstir"));
-    command.arg("--config").arg(world.folder.path().join("host.toml")).args(arguments);
-    Ok(tokio::task::spawn_blocking(move || command.output()).await??)
-}
-
-/// As that, of one that succeeds and prints JSON.
-async fn told(world: &World, arguments: &[&str]) -> Result<Value> {
-    let output = fabstir(world, &[arguments, &["--json"]].concat()).await?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{arguments:?} ended with {}: {error}", output.status);
-    serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?} printed no JSON"))
-}
-
-/// As that, of one that is refused with that exit code; returns what it says.
+/// Runs a command that is refused with that exit code; returns what it says.
 async fn refused(world: &World, arguments: &[&str], code: i32) -> Result<String> {
     let output = fabstir(world, arguments).await?;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -5,10 +5,11 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fabstir::chain::call::{self, Order};
 use fabstir::chain::{Chain, Contracts, Signer, key};
 use fabstir::config::Config;
@@ -19,7 +20,7 @@ use fabstir::node::Node;
 use fabstir::p2p::{self, Keypair};
 use fabstir::renter::{Offer, Posted, Renter};
 use fabstir::store::{Entry, Store};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -349,6 +350,21 @@ pub async fn done_once(node: &Node, job: JobId) -> Result<()> {
         assert!(matches!(signed[..], [tx] if tx.state == "mined" && tx.hashes.len() == 1), "{kind}: {all:#?}");
     }
     Ok(())
+}
+
+/// Runs a command beside the node called host, as its operator would.
+pub async fn fabstir(world: &World, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fabstir"));
+    command.arg("--config").arg(world.folder.path().join("host.toml")).args(arguments);
+    Ok(tokio::task::spawn_blocking(move || command.output()).await??)
+}
+
+/// As that, of one that succeeds and prints JSON.
+pub async fn told(world: &World, arguments: &[&str]) -> Result<Value> {
+    let output = fabstir(world, &[arguments, &["--json"]].concat()).await?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{arguments:?} ended with {}: {error}", output.status);
+    serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?} printed no JSON"))
 }
 
 /// The Python the tests prove with.
