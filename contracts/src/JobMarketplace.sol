@@ -34,7 +34,8 @@ function orderOf(JobMarketplace.Job memory job) pure returns (bytes32) {
 /// open by anyone after `ARBITRATION_TIME`, as though nobody had disputed.
 ///
 /// A reorg can give a job's number to another order. What was signed for the one may then reach the other, unless it names
-/// what it is for: `claimExactly` does, and `ProofSystem.commitExactly`. A completion hands in what was committed to.
+/// what it is for: `claimExactly` and `failExactly` do, and `ProofSystem.commitExactly`. A completion hands in what was
+/// committed to.
 ///
 /// The owner decides which tokens may pay for new jobs and who arbitrates, and may retire this marketplace: then no job is
 /// posted any more, and those that are end by the same rules. Nobody moves money but by these rules; the arbiter only
@@ -276,8 +277,7 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
     /// @param deal What `dealOf` said of that order.
     function claimExactly(uint256 jobId, bytes32 deal) external nonReentrant {
         Job storage job = _inStatus(jobId, JobStatus.Posted);
-        bytes32 there = _deal(jobId, job);
-        if (there != deal) revert OrderDiffers(jobId, there);
+        _checkDeal(jobId, job, deal);
         _claim(jobId, job);
     }
 
@@ -307,22 +307,16 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
     /// @notice Gives a claimed job up before its deadline. It can be claimed again by hosts of other controllers; a job that
     /// is reserved for the caller, or whose renter asked for a refund, is refunded.
     function failJob(uint256 jobId, string calldata reason) external nonReentrant {
+        _fail(jobId, _ofHost(jobId, JobStatus.Claimed), reason);
+    }
+
+    /// @notice As `failJob`, but only if the job is the order that the caller gives up: a reorg may have given its number to
+    /// another.
+    /// @param deal What `dealOf` said of that order.
+    function failExactly(uint256 jobId, bytes32 deal, string calldata reason) external nonReentrant {
         Job storage job = _ofHost(jobId, JobStatus.Claimed);
-        _beforeDeadline(jobId, job);
-        _checkText("reason", reason, 1);
-        address controller = registry.getNode(msg.sender).controller;
-        bool reopens = !job.reserved && !escrow.getEscrow(jobId).refundRequested;
-        emit JobFailed(jobId, msg.sender, reason);
-        if (reopens) {
-            job.status = JobStatus.Posted;
-            job.host = address(0);
-            gaveUp[jobId][controller] = true;
-            emit JobReopened(jobId, controller);
-        }
-        registry.jobClosed(msg.sender);
-        reputation.jobEnded(msg.sender, ReputationSystem.Outcome.GivenUp);
-        if (reopens) proofSystem.discard(jobId);
-        else _refund(jobId, job);
+        _checkDeal(jobId, job, deal);
+        _fail(jobId, job, reason);
     }
 
     /// @notice Pays the host of a completed job once the challenge window is over, or once the arbiter left a dispute about
@@ -542,6 +536,25 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
         if (gaveUp[jobId][controller]) revert ControllerGaveUp(jobId, controller);
     }
 
+    /// Everything about giving up but whose it is and of which order.
+    function _fail(uint256 jobId, Job storage job, string calldata reason) private {
+        _beforeDeadline(jobId, job);
+        _checkText("reason", reason, 1);
+        address controller = registry.getNode(msg.sender).controller;
+        bool reopens = !job.reserved && !escrow.getEscrow(jobId).refundRequested;
+        emit JobFailed(jobId, msg.sender, reason);
+        if (reopens) {
+            job.status = JobStatus.Posted;
+            job.host = address(0);
+            gaveUp[jobId][controller] = true;
+            emit JobReopened(jobId, controller);
+        }
+        registry.jobClosed(msg.sender);
+        reputation.jobEnded(msg.sender, ReputationSystem.Outcome.GivenUp);
+        if (reopens) proofSystem.discard(jobId);
+        else _refund(jobId, job);
+    }
+
     /// Everything about completing but the proof.
     function _complete(uint256 jobId, string calldata resultCID, bool proves) private {
         Job storage job = _ofHost(jobId, JobStatus.Claimed);
@@ -605,6 +618,11 @@ contract JobMarketplace is CircuitBreaker, ReentrancyGuardTransient {
     function _deal(uint256 jobId, Job memory job) private view returns (bytes32) {
         PaymentEscrow.Escrow memory paid = escrow.getEscrow(jobId);
         return keccak256(abi.encode(job.renter, orderOf(job), paid.token, paid.amount, job.requiresProof));
+    }
+
+    function _checkDeal(uint256 jobId, Job storage job, bytes32 deal) private view {
+        bytes32 there = _deal(jobId, job);
+        if (there != deal) revert OrderDiffers(jobId, there);
     }
 
     function _known(uint256 jobId) private view returns (Job storage job) {

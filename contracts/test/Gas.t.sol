@@ -121,6 +121,14 @@ contract GasTest is World {
         vm.snapshotGasLastCall("host", "fail");
     }
 
+    function test_fail_exactly() public {
+        uint256 jobId = committed();
+        bytes32 deal = marketplace.dealOf(jobId);
+        vm.prank(host);
+        marketplace.failExactly(jobId, deal, "no");
+        vm.snapshotGasLastCall("host", "fail exactly");
+    }
+
     function test_release() public {
         (uint256[] memory jobIds,) = committedJobs(16);
         for (uint256 i = 0; i < 16; i++) {

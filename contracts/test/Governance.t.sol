@@ -429,7 +429,7 @@ contract GovernanceTest is Governed {
     /// What hosts, renters and the rest of the suite may call, by name: everything else that changes state is a power.
     function open(uint256 which) private pure returns (string memory) {
         return [
-            " pause postJob postJobWithToken postJobs claimJob claimExactly completeJob completeJobs failJob releasePayment releasePayments"
+            " pause postJob postJobWithToken postJobs claimJob claimExactly completeJob completeJobs failJob failExactly releasePayment releasePayments"
             " expireJob cancelJob requestRefund agreeRefund disputeJob addEvidence challengeJob resolveDispute ",
             " registerNode registerControlledNode approveHost addStake updateMetadata startUnbonding cancelUnbonding"
             " unregisterNode moveStake acceptStake jobOpened jobClosed jobForfeited ",

@@ -51,7 +51,7 @@ contract HostileTokensTest is World {
     function moneyCalls(uint256 jobId) private view returns (bytes[] memory calls) {
         string[] memory cids = new string[](1);
         cids[0] = CID;
-        calls = new bytes[](16);
+        calls = new bytes[](17);
         calls[0] = abi.encodeCall(marketplace.releasePayment, (jobId));
         calls[1] = abi.encodeCall(marketplace.releasePayments, (single(jobId)));
         calls[2] = abi.encodeCall(marketplace.cancelJob, (jobId));
@@ -66,12 +66,13 @@ contract HostileTokensTest is World {
         calls[11] = abi.encodeCall(marketplace.completeJobs, (single(jobId), cids, ""));
         calls[12] = abi.encodeCall(marketplace.postJobs, (new JobMarketplace.Posting[](0)));
         calls[13] = abi.encodeCall(marketplace.claimExactly, (jobId, "deal"));
+        calls[14] = abi.encodeCall(marketplace.failExactly, (jobId, "deal", "no"));
         // These two are too long to be sent with the gas of a payment in ETH: they come with tokens only.
-        calls[14] = abi.encodeCall(marketplace.postJob, (details(), requirements(), 0));
-        calls[15] = abi.encodeCall(marketplace.postJobWithToken, (details(), requirements(), address(usd), 1));
+        calls[15] = abi.encodeCall(marketplace.postJob, (details(), requirements(), 0));
+        calls[16] = abi.encodeCall(marketplace.postJobWithToken, (details(), requirements(), address(usd), 1));
     }
 
-    uint256 private constant SHORT_CALLS = 14;
+    uint256 private constant SHORT_CALLS = 15;
 
     /// That `who` called back just once and met the guard.
     function assertRefused(Reenterer who) private view {
@@ -215,7 +216,7 @@ contract HostileTokensTest is World {
         renter = address(attacker);
         vm.deal(renter, PRICE);
         uint256 other = post();
-        for (uint256 i = 0; i < 16; i++) {
+        for (uint256 i = 0; i < 17; i++) {
             token.transfer(renter, AMOUNT);
             vm.startPrank(renter);
             token.approve(address(marketplace), AMOUNT);
@@ -239,7 +240,7 @@ contract HostileTokensTest is World {
         Reenterer attacker = new Reenterer();
         host = address(attacker);
         register(host);
-        for (uint256 i = 0; i < 16; i++) {
+        for (uint256 i = 0; i < 17; i++) {
             uint256 jobId = completedToken(token, AMOUNT);
             uint256 before = token.balanceOf(host);
             attacker.arm(address(marketplace), moneyCalls(jobId)[i]);

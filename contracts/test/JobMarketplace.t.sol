@@ -166,6 +166,8 @@ contract JobMarketplaceTest is World {
         vm.expectRevert(refusal);
         marketplace.claimExactly(7, 0);
         vm.expectRevert(refusal);
+        marketplace.failExactly(7, 0, "no");
+        vm.expectRevert(refusal);
         marketplace.dealOf(7);
     }
 
@@ -194,7 +196,7 @@ contract JobMarketplaceTest is World {
         marketplace.claimJob(jobId);
     }
 
-    // Claims that name the order.
+    // Calls that name the order.
 
     function deal(JobMarketplace.Posting memory p, address who) private pure returns (bytes32) {
         return keccak256(abi.encode(who, order(p.details), p.token, p.payment, p.requirements.requiresProof));
@@ -229,29 +231,58 @@ contract JobMarketplaceTest is World {
         }
     }
 
+    /// One of the orders that differ from the one that is meant in one part of the deal each, and who posts it.
+    function another(uint256 part) private view returns (JobMarketplace.Posting memory p, address who) {
+        p = posting(address(0), 5e6, address(0))[0];
+        if (part == 1) p.details.modelId = "sha256:other";
+        if (part == 2) p.details.prompt = "blake3-other";
+        if (part == 3) p.details.maxTokens++;
+        if (part == 4) p.details.temperature++;
+        if (part == 5) p.details.seed++;
+        if (part == 6) p.token = address(usd);
+        if (part == 7) p.payment--;
+        if (part == 8) p.requirements.requiresProof = false;
+        who = part == 0 ? stranger : renter;
+    }
+
+    function assertOrderDiffers(uint256 jobId, bytes32 there, bytes memory call) private {
+        bytes memory before = abi.encode(marketplace.getJob(jobId), registry.getNode(host));
+        vm.prank(host);
+        (bool done, bytes memory why) = address(marketplace).call(call);
+        vm.assertFalse(done);
+        vm.assertEq(why, abi.encodeWithSelector(JobMarketplace.OrderDiffers.selector, jobId, there));
+        vm.assertEq(abi.encode(marketplace.getJob(jobId), registry.getNode(host)), before);
+    }
+
     /// A reorg gave the number to another order: each part of the deal matters.
-    function test_an_exact_claim_of_another_order_is_refused_and_changes_nothing() public {
-        bytes32 judged = deal(posting(address(0), 5e6, address(0))[0], renter);
+    function test_an_exact_call_for_another_order_is_refused_and_changes_nothing() public {
+        bytes32 ours = deal(posting(address(0), 5e6, address(0))[0], renter);
         for (uint256 part = 0; part < 9; part++) {
-            JobMarketplace.Posting memory other = posting(address(0), 5e6, address(0))[0];
-            if (part == 1) other.details.modelId = "sha256:other";
-            if (part == 2) other.details.prompt = "blake3-other";
-            if (part == 3) other.details.maxTokens++;
-            if (part == 4) other.details.temperature++;
-            if (part == 5) other.details.seed++;
-            if (part == 6) other.token = address(usd);
-            if (part == 7) other.payment--;
-            if (part == 8) other.requirements.requiresProof = false;
-            address who = part == 0 ? stranger : renter;
+            (JobMarketplace.Posting memory other, address who) = another(part);
             uint256 jobId = postBy(who, other);
-            vm.assertEq(marketplace.dealOf(jobId), deal(other, who));
-            bytes memory before = abi.encode(marketplace.getJob(jobId), registry.getNode(host));
-            vm.expectRevert(abi.encodeWithSelector(JobMarketplace.OrderDiffers.selector, jobId, deal(other, who)));
-            vm.prank(host);
-            marketplace.claimExactly(jobId, judged);
-            vm.assertEq(abi.encode(marketplace.getJob(jobId), registry.getNode(host)), before);
+            bytes32 there = deal(other, who);
+            vm.assertEq(marketplace.dealOf(jobId), there);
+            assertOrderDiffers(jobId, there, abi.encodeCall(marketplace.claimExactly, (jobId, ours)));
             claim(jobId);
+            assertOrderDiffers(jobId, there, abi.encodeCall(marketplace.failExactly, (jobId, ours, "no memory")));
+            vm.assertEq(reputation.scoreOf(host), 500);
         }
+    }
+
+    function test_an_exact_call_gives_up_the_order_that_was_meant() public {
+        JobMarketplace.Posting memory p = posting(address(usd), 5e6, address(0))[0];
+        uint256 jobId = postBy(renter, p);
+        claim(jobId);
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobFailed(jobId, host, "no memory");
+        vm.expectEmit(address(marketplace));
+        emit JobMarketplace.JobReopened(jobId, host);
+        vm.prank(host);
+        marketplace.failExactly(jobId, deal(p, renter), "no memory");
+        assertStatus(jobId, JobMarketplace.JobStatus.Posted);
+        vm.assertTrue(marketplace.gaveUp(jobId, host));
+        vm.assertEq(registry.getNode(host).openJobs, 0);
+        vm.assertEq(reputation.scoreOf(host), 480);
     }
 
     function test_what_moves_with_the_block_or_is_checked_anyway_is_no_part_of_the_deal() public {

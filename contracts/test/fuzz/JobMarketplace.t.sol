@@ -223,6 +223,31 @@ contract JobMarketplaceFuzz is Fuzz {
         vm.assertEq(registry.getNode(host).openJobs, 0);
     }
 
+    function testFuzz_failExactly_gives_up_the_order_that_it_names(
+        address who,
+        bool byHost,
+        uint8 status,
+        uint8 reasonBytes,
+        uint32 seed,
+        bool right,
+        uint32 later
+    ) public {
+        who = oneOr(host, who, byHost);
+        uint256 jobId = inState(anyStatus(status));
+        JobMarketplace.Job memory job = marketplace.getJob(jobId);
+        JobMarketplace.JobDetails memory d = details();
+        if (!right) d.seed = seed;
+        vm.warp(block.timestamp + bound(later, 0, 2 * TIME));
+        bool fits = who == host && job.status == JobMarketplace.JobStatus.Claimed && block.timestamp < job.deadline
+            && reasonBytes != 0 && reasonBytes <= 128 && d.seed == details().seed;
+        bytes32 deal = keccak256(abi.encode(renter, order(d), address(0), PRICE, true));
+        bytes memory data = abi.encodeCall(marketplace.failExactly, (jobId, deal, string(new bytes(reasonBytes))));
+        same(tries(who, address(marketplace), data), fits);
+        same(marketplace.gaveUp(jobId, host), fits);
+        if (fits) assertStatus(jobId, JobMarketplace.JobStatus.Posted);
+        else vm.assertEq(abi.encode(marketplace.getJob(jobId)), abi.encode(job));
+    }
+
     // Money.
 
     function testFuzz_releasePayment_pays_the_host_and_the_treasury_when_due(

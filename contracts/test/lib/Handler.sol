@@ -228,7 +228,9 @@ contract Handler is Thief {
             reach("cancelled");
             return;
         }
-        bytes memory call = abi.encodeCall(marketplace.failJob, (jobId, "text"));
+        bytes memory call = chance(2)
+            ? abi.encodeCall(marketplace.failJob, (jobId, "text"))
+            : abi.encodeCall(marketplace.failExactly, (jobId, marketplace.dealOf(jobId), "text"));
         if (!attempt(job.host, address(marketplace), call, block.timestamp < job.deadline)) return;
         openJobs[job.host]--;
         noteScore(job.host, -20);

@@ -84,14 +84,17 @@ abstract contract Thief is Books {
         cids[0] = CID;
         if (kind == 0) return (target, abi.encodeCall(marketplace.resolveDispute, (jobId, chance(2))));
         if (kind == 1) return (target, abi.encodeCall(CircuitBreaker.pause, ("text")));
+        bytes32 deal = jobId > jobCount ? bytes32(0) : marketplace.dealOf(jobId);
         if (kind == 2) {
             if (chance(2)) return (target, abi.encodeCall(marketplace.claimJob, (jobId)));
-            bytes32 deal = jobId > jobCount ? bytes32(0) : marketplace.dealOf(jobId);
             return (target, abi.encodeCall(marketplace.claimExactly, (jobId, deal)));
         }
         if (kind == 3) return (target, abi.encodeCall(marketplace.completeJob, (jobId, CID, "")));
         if (kind == 4) return (target, abi.encodeCall(marketplace.completeJobs, (one, cids, "")));
-        if (kind == 5) return (target, abi.encodeCall(marketplace.failJob, (jobId, "text")));
+        if (kind == 5) {
+            if (chance(2)) return (target, abi.encodeCall(marketplace.failJob, (jobId, "text")));
+            return (target, abi.encodeCall(marketplace.failExactly, (jobId, deal, "text")));
+        }
         if (kind == 6) return (target, abi.encodeCall(marketplace.cancelJob, (jobId)));
         if (kind == 7) return (target, abi.encodeCall(marketplace.requestRefund, (jobId)));
         if (kind == 8) return (target, abi.encodeCall(marketplace.agreeRefund, (jobId)));
