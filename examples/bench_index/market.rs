@@ -265,7 +265,8 @@ impl Market {
                     next = Some((1..=3, Act::GiveUp));
                 }
                 Act::GiveUp => {
-                    txs.push(Tx::new(job.host, contracts.fail(id, "the engine ran out of memory".into()), 1));
+                    let call = contracts.fail(id, job.terms.deal(), "the engine ran out of memory".into());
+                    txs.push(Tx::new(job.host, call, 1));
                     let place = self.hosts.iter().position(|host| *host == job.host).context("a host")?;
                     job.host = self.hosts[(place + 1) % HOSTS];
                     next = Some((1..=2, Act::Claim));

@@ -91,9 +91,10 @@ impl Contracts {
         call(self.job_marketplace, JobMarketplace::cancelJobCall { jobId: number(job) })
     }
 
-    /// Gives the sender's claimed job up before its deadline. `reason` is 1 to 128 bytes.
-    pub fn fail(&self, job: JobId, reason: String) -> Call {
-        call(self.job_marketplace, JobMarketplace::failJobCall { jobId: number(job), reason })
+    /// Gives the sender's claimed job up before its deadline, if it is still the one that is meant: `deal` is its [`Terms::deal`].
+    /// `reason` is 1 to 128 bytes.
+    pub fn fail(&self, job: JobId, deal: B256, reason: String) -> Call {
+        call(self.job_marketplace, JobMarketplace::failExactlyCall { jobId: number(job), deal, reason })
     }
 
     /// Puts the sender's completed job before the arbiter, within its challenge window.

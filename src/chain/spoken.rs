@@ -42,7 +42,7 @@ fn called(name: &str) -> Vec<Function> {
         "payment_escrow" => functions!(PaymentEscrow: getEscrowCall, feeBpsCall),
         "job_marketplace" => {
             functions!(JobMarketplace: jobCountCall, getJobCall, breakerLevelCall, claimExactlyCall, completeJobCall,
-            completeJobsCall, releasePaymentCall, releasePaymentsCall, expireJobCall, cancelJobCall, failJobCall, disputeJobCall,
+            completeJobsCall, releasePaymentCall, releasePaymentsCall, expireJobCall, cancelJobCall, failExactlyCall, disputeJobCall,
             resolveDisputeCall, pauseCall, postJobCall, postJobsCall, postJobWithTokenCall)
         }
         "proof_system" => {

@@ -180,7 +180,7 @@ impl Prepare {
                 };
                 contracts.complete(job.id, &inferred()?.output, proof.into())
             }
-            Duty::Fail => contracts.fail(job.id, told(job.abandoned.as_deref().unwrap_or_default())),
+            Duty::Fail => contracts.fail(job.id, job.terms.deal(), told(job.abandoned.as_deref().unwrap_or_default())),
             _ => contracts.release(job.id),
         })
     }

@@ -43,7 +43,7 @@ async fn a_job_given_up_is_taken_by_another() -> Result<()> {
     let word = B256::repeat_byte(1);
     let commitment = Commitment { root: word, tokens: 1, result_hash: word, tokens_digest: word };
     world.chain.transact(&rival, &contracts.commit(posted.job, terms.order(), &commitment), WAIT_MAX).await?;
-    world.chain.transact(&rival, &contracts.fail(posted.job, "out of memory".into()), WAIT_MAX).await?;
+    world.chain.transact(&rival, &contracts.fail(posted.job, terms.deal(), "out of memory".into()), WAIT_MAX).await?;
     world.flow();
     until_job(&host, posted.job, "paid", |job| matches!(job.state, State::Released { host, .. } if host == us)).await?;
     done_once(&host, posted.job).await?;

@@ -241,7 +241,10 @@ impl Market {
                     vec![(HOST, contracts.commit(paid, terms.order(), &commitment))]
                 }
                 3 => vec![(HOST, contracts.complete(paid, &output, Default::default()))],
-                4 => vec![(HOST, contracts.release(paid)), (HOST, contracts.fail(failed, "no time".into()))],
+                4 => vec![
+                    (HOST, contracts.release(paid)),
+                    (HOST, contracts.fail(failed, in_token_terms.deal(), "no time".into())),
+                ],
                 _ => Vec::new(),
             };
             self.block(&calls).await.with_context(|| format!("make a block at place {}", self.place % 6))?;
