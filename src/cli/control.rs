@@ -239,7 +239,7 @@ pub async fn job(global: &Global, command: &JobCommand) -> Result<()> {
             if too_late || matches!(next, Next::Done(_)) {
                 return Err(Fault::Usage.of(anyhow!("job {id} is {state}: there is nothing to give up")));
             }
-            store.abandon(id, reason).await?;
+            store.abandon(&job, reason).await?;
             "abandoned"
         }
     };

@@ -45,11 +45,13 @@ impl Fact {
 }
 
 /// Something this node finished for a job; recorded once it is durable.
+///
+/// A reorg can give a job's number to another order: `deal` is the [`Terms::deal`], and `order` the [`Terms::order`], of the one that it
+/// was done for. Older files do not note them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "snake_case")]
 pub enum Work {
-    /// Policy said yes; the claim intent and the reservation were written in the same transaction. `deal` is [`Terms::deal`] of what
-    /// it judged, which is not noted in older files.
+    /// Policy said yes; the claim intent and the reservation were written in the same transaction.
     Chosen {
         at: UnixSeconds,
         reasons: Vec<String>,
@@ -58,8 +60,7 @@ pub enum Work {
     },
     /// What was chosen is not on the chain any more: should it come back it is judged anew.
     Withdrawn { at: UnixSeconds },
-    /// The model ran. `transcript` is the content id of the token records. `order` is [`Terms::order`] of what was asked, which is
-    /// not noted in older files.
+    /// The model ran. `transcript` is the content id of the token records.
     Inferred {
         at: UnixSeconds,
         commitment: Commitment,
@@ -71,11 +72,25 @@ pub enum Work {
     /// A proof for the positions drawn by `beacon`, verified here. `completion` is the content id of the call's proof bytes.
     Proved { at: UnixSeconds, beacon: B256, completion: Cid },
     /// The signed receipt was published.
-    Announced { at: UnixSeconds },
+    Announced {
+        at: UnixSeconds,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deal: Option<B256>,
+    },
     /// The chain did not take our claim, and why.
-    ClaimFailed { at: UnixSeconds, reason: String },
+    ClaimFailed {
+        at: UnixSeconds,
+        reason: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deal: Option<B256>,
+    },
     /// We stopped working on it and say why.
-    Abandoned { at: UnixSeconds, reason: String },
+    Abandoned {
+        at: UnixSeconds,
+        reason: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deal: Option<B256>,
+    },
     /// The operator has it taken up again: what was given up, and the choice of a job that is not claimed yet, counts no more.
     Retried { at: UnixSeconds },
 }
@@ -88,10 +103,22 @@ impl Work {
             | Work::Withdrawn { at }
             | Work::Inferred { at, .. }
             | Work::Proved { at, .. }
-            | Work::Announced { at }
+            | Work::Announced { at, .. }
             | Work::ClaimFailed { at, .. }
             | Work::Abandoned { at, .. }
             | Work::Retried { at } => *at,
+        }
+    }
+
+    /// Returns whether it was done for another order than the one of these terms, which had the job's number before a reorg.
+    fn is_of_another(&self, terms: &Terms) -> bool {
+        match self {
+            Work::Chosen { deal, .. }
+            | Work::Announced { deal, .. }
+            | Work::ClaimFailed { deal, .. }
+            | Work::Abandoned { deal, .. } => deal.is_some_and(|deal| deal != terms.deal()),
+            Work::Inferred { order, .. } => order.is_some_and(|order| order != terms.order()),
+            Work::Withdrawn { .. } | Work::Proved { .. } | Work::Retried { .. } => false,
         }
     }
 
@@ -361,12 +388,12 @@ impl Job {
     }
 
     fn apply_work(&mut self, work: &Work) {
+        if work.is_of_another(&self.terms) {
+            return;
+        }
         match work.clone() {
-            // Of another order, which had this number before a reorg.
-            Work::Chosen { deal: Some(deal), .. } if deal != self.terms.deal() => {}
             Work::Chosen { .. } => (self.chosen, self.claim_failed) = (true, false),
             Work::Withdrawn { .. } => (self.chosen, self.claim_failed) = (false, false),
-            Work::Inferred { order: Some(order), .. } if order != self.terms.order() => {}
             Work::Inferred { commitment, output, transcript, .. } => {
                 self.inferred = Some(Inferred { commitment, output, transcript });
             }
@@ -647,13 +674,13 @@ mod tests {
         Fact::Work(Work::Proved { at: UnixSeconds(3), beacon, completion: Cid::of(b"proof") })
     }
     fn announced() -> Fact {
-        Fact::Work(Work::Announced { at: UnixSeconds(4) })
+        Fact::Work(Work::Announced { at: UnixSeconds(4), deal: None })
     }
     fn claim_failed() -> Fact {
-        Fact::Work(Work::ClaimFailed { at: UnixSeconds(5), reason: "reverted".into() })
+        Fact::Work(Work::ClaimFailed { at: UnixSeconds(5), reason: "reverted".into(), deal: None })
     }
     fn abandoned() -> Fact {
-        Fact::Work(Work::Abandoned { at: UnixSeconds(5), reason: "the model failed".into() })
+        Fact::Work(Work::Abandoned { at: UnixSeconds(5), reason: "the model failed".into(), deal: None })
     }
 
     fn job(facts: &[Fact]) -> Job {
@@ -824,7 +851,7 @@ mod tests {
         let chosen = Fact::Work(Work::Chosen { at, reasons: Vec::new(), deal: Some(terms.deal()) });
         let (output, transcript, order) = (Cid::of(b"o"), Cid::of(b"t"), Some(terms.order()));
         let inferred = Fact::Work(Work::Inferred { at, commitment: COMMITMENT, output, transcript, order });
-        let given_up = Fact::Work(Work::Abandoned { at, reason: "no disk".into() });
+        let given_up = Fact::Work(Work::Abandoned { at, reason: "no disk".into(), deal: Some(terms.deal()) });
         let again = Fact::Work(Work::Retried { at });
         let in_vain = |kind, facts: &[&Fact]| {
             let facts: Vec<Fact> = facts.iter().copied().cloned().collect();
@@ -845,6 +872,7 @@ mod tests {
             assert!(!in_vain(kind, &[]), "nothing is known of it");
         }
         assert!(!in_vain("fail", &[posted, ours, &given_up]));
+        assert!(in_vain("fail", &[&other, ours, &given_up]), "another order has the number");
         assert!(in_vain("fail", &[posted, ours, &given_up, &again]), "taken up again");
         for kind in ["release", "fill"] {
             assert!(!in_vain(kind, &[]) && !in_vain(kind, &[posted]), "{kind}: it is our money, or our nonce");
@@ -856,18 +884,54 @@ mod tests {
         let chose = |deal| Fact::Work(Work::Chosen { at: UnixSeconds(1), reasons: Vec::new(), deal });
         let Fact::Chain { event: Event::JobTerms { terms, .. }, .. } = posted() else { panic!("terms") };
         let ours = chose(Some(terms.deal()));
-        let failed = Fact::Work(Work::ClaimFailed { at: UnixSeconds(2), reason: String::new() });
+        let failed_of = |deal| Fact::Work(Work::ClaimFailed { at: UnixSeconds(2), reason: String::new(), deal });
+        let failed = failed_of(Some(terms.deal()));
         let withdrawn = Fact::Work(Work::Withdrawn { at: UnixSeconds(3) });
         owes(&[posted(), ours.clone()], EARLY, Wait("our claim"));
         owes(&[posted(), chose(Some(B256::ZERO))], EARLY, Do(Consider));
         owes(&[posted(), chose(Some(B256::ZERO)), failed.clone()], EARLY, Do(Consider));
         owes(&[posted(), ours.clone(), failed.clone()], EARLY, Done(Lost));
+        owes(&[posted(), ours.clone(), failed_of(None)], EARLY, Done(Lost));
+        owes(&[posted(), ours.clone(), failed_of(Some(B256::ZERO))], EARLY, Wait("our claim"));
         owes(&[posted(), ours.clone(), failed.clone(), withdrawn.clone()], EARLY, Do(Consider));
         owes(&[posted(), ours.clone(), failed, withdrawn, ours], EARLY, Wait("our claim"));
         let later = Terms { deadline: UnixSeconds(DEADLINE + 1), ..terms.clone() };
         assert_eq!(later.deal(), terms.deal(), "the block decides that");
         let cheaper = Terms { payment: U256::from(1), ..terms.clone() };
         assert_ne!(cheaper.deal(), terms.deal());
+    }
+
+    #[test]
+    fn what_was_given_up_or_told_of_another_order_counts_for_nothing() {
+        let Fact::Chain { event: Event::JobTerms { terms, .. }, .. } = posted() else { panic!("terms") };
+        let [ours, others] = [Some(terms.deal()), Some(Terms { seed: 2, ..terms }.deal())];
+        let given_up = |deal| Fact::Work(Work::Abandoned { at: UnixSeconds(5), reason: "no disk".into(), deal });
+        owes(&[posted(), given_up(ours)], EARLY, Done(Abandoned));
+        owes(&[posted(), given_up(others)], EARLY, Do(Consider));
+        owes(&[posted(), claimed(US), given_up(ours)], EARLY, Do(Fail));
+        owes(&[posted(), claimed(US), given_up(others)], EARLY, Do(Infer));
+        owes(&[posted(), claimed(US), given_up(ours), given_up(others)], EARLY, Do(Fail));
+        assert_eq!(job(&[posted(), given_up(others)]).abandoned, None, "nor does its reason");
+        let told = |deal| Fact::Work(Work::Announced { at: UnixSeconds(4), deal });
+        let paid = [posted(), claimed(US), committed(), completed(), due(), released(), inferred()];
+        let with = |told| [paid.as_slice(), &[told]].concat();
+        owes(&with(told(ours)), RELEASE_AT, Done(Settled));
+        owes(&with(told(others)), RELEASE_AT, Do(Announce));
+        owes(&[with(told(others)), vec![told(ours)]].concat(), RELEASE_AT, Done(Settled));
+    }
+
+    #[test]
+    fn notes_of_older_files_name_no_order_and_count() {
+        for (note, name) in [
+            (r#"{"did":"announced","at":1}"#, "Announced"),
+            (r#"{"did":"claim_failed","at":1,"reason":"no"}"#, "ClaimFailed"),
+            (r#"{"did":"abandoned","at":1,"reason":"no"}"#, "Abandoned"),
+        ] {
+            let work: Work = serde_json::from_str(note).expect("a note");
+            assert_eq!((work.name(), serde_json::to_string(&work).expect("JSON").as_str()), (name, note));
+            let Fact::Chain { event: Event::JobTerms { terms, .. }, .. } = posted() else { panic!("terms") };
+            assert!(!work.is_of_another(&terms));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use sqlx::{Row, SqliteConnection};
 use super::work::{insert_work, withdraw_queued};
 use super::{SqliteRow, Store, address, amount, clock};
 use crate::market::breaker::{self, Ended, Failure, Fault, History};
-use crate::market::job::Work;
+use crate::market::job::{Job, Work};
 use crate::market::types::{Address, JobId, U256, UnixSeconds};
 
 /// What keeps a host from claiming until the operator resumes.
@@ -253,11 +253,11 @@ impl Store {
     }
 
     /// Gives a job up because the operator says so: its slot is free, and what is queued for it is dropped.
-    pub async fn abandon(&self, job: JobId, reason: &str) -> Result<()> {
+    pub async fn abandon(&self, job: &Job, reason: &str) -> Result<()> {
         let at = self.time().await?;
         let reason = format!("{}{reason}", Store::BY_OPERATOR);
-        self.record(job, &Work::Abandoned { at, reason }).await?;
-        self.free(&[job]).await
+        self.record(job.id, &Work::Abandoned { at, reason, deal: Some(job.terms.deal()) }).await?;
+        self.free(&[job.id]).await
     }
 
     /// Returns for which duties of a job the attempts so far failed, with the last error of each.
@@ -359,6 +359,7 @@ impl Span {
         Ok(())
     }
 
+    /// Also orders whose number a reorg gave to another: they failed here all the same.
     async fn jobs_given_up(&self, tx: &mut SqliteConnection, history: &mut History) -> Result<()> {
         let rows = sqlx::query(
             "SELECT work.job, work.at FROM work JOIN job ON job.id = work.job

@@ -423,7 +423,8 @@ impl Model {
             let states = claims.get(&(job.id, "claim".to_owned()));
             let failed = hoped && states.is_some_and(|states| IntentState::claim_is_over(states));
             if failed && !ended {
-                store.record(job.id, &Work::ClaimFailed { at: now, reason: "refused".into() }).await.unwrap();
+                let (reason, deal) = ("refused".into(), Some(job.terms.deal()));
+                store.record(job.id, &Work::ClaimFailed { at: now, reason, deal }).await.unwrap();
             }
             if ours || (!ended && job.state == State::Posted && job.chosen && !failed) {
                 kept.insert(job.id);
@@ -484,7 +485,7 @@ impl Model {
                     let beacon = job.beacon.expect("the duty follows from it");
                     Work::Proved { at, beacon, completion: Cid::of(b"p") }
                 }
-                Duty::Announce => Work::Announced { at },
+                Duty::Announce => Work::Announced { at, deal: Some(job.terms.deal()) },
                 _ => continue,
             };
             assert!(self.store.lease(job.id, duty, 3600).await.unwrap());
@@ -512,7 +513,8 @@ impl Model {
                 continue;
             }
             if earlier.len() >= ATTEMPTS_MAX && !matches!(duty, Duty::Release | Duty::Fail) {
-                store.record(job.id, &Work::Abandoned { at: now, reason: "refused".into() }).await.unwrap();
+                let (reason, deal) = ("refused".into(), Some(job.terms.deal()));
+                store.record(job.id, &Work::Abandoned { at: now, reason, deal }).await.unwrap();
                 store.free(&[job.id]).await.unwrap();
                 continue;
             }

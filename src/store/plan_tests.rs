@@ -148,7 +148,7 @@ async fn a_turn_of_each_task(store: &Store) {
     }
     store.oldest_lease([Duty::Infer, Duty::Prove]).await.unwrap();
     store.under_way([Duty::Infer, Duty::Prove]).await.unwrap();
-    store.record(jobs[0], &Work::Announced { at: now }).await.unwrap();
+    store.record(jobs[0], &Work::Announced { at: now, deal: None }).await.unwrap();
     store.unannounced_jobs(US).await.unwrap();
     store.free(&jobs[..1]).await.unwrap();
     // The breaker.

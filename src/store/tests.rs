@@ -999,7 +999,7 @@ async fn a_reopened_file_has_everything() {
     extend(&store, &chain(blocks.last(), 0, &[&[[RELEASED, 1]]])).await.unwrap();
     assert_eq!(store.live_jobs().await.unwrap(), []);
     assert_eq!(store.unannounced_jobs(US).await.unwrap().len(), 1);
-    store.record(JobId(1), &Work::Announced { at }).await.unwrap();
+    store.record(JobId(1), &Work::Announced { at, deal: None }).await.unwrap();
     assert_eq!(store.unannounced_jobs(US).await.unwrap(), []);
 }
 
@@ -1124,9 +1124,10 @@ async fn our_own_part_of_the_past_is_told_by_the_time_of_the_block() {
     store.set_final(blocks[5].0.block).await.unwrap();
     assert_eq!(store.canonical_hash(102).await.unwrap(), None, "its header was dropped");
     let at = |number: u64| UnixSeconds(number * 10);
-    for work in
-        [Work::Chosen { at: at(101), reasons: vec![], deal: None }, Work::Abandoned { at: at(103), reason: "".into() }]
-    {
+    for work in [
+        Work::Chosen { at: at(101), reasons: vec![], deal: None },
+        Work::Abandoned { at: at(103), reason: "".into(), deal: None },
+    ] {
         store.record(JobId(1), &work).await.unwrap();
     }
     store.queue(&[intent("claim:1", 1)]).await.unwrap();
@@ -1396,7 +1397,7 @@ async fn a_job_that_is_retried_starts_over_and_keeps_its_history() {
     assert!(choose("claim:1").await);
     let id = open_intents(&store).await[0].id;
     store.drop_intent(id, "refused").await.unwrap();
-    store.abandon(JobId(1), "the disk is full").await.unwrap();
+    store.abandon(&store.job(JobId(1)).await.unwrap().expect("posted"), "the disk is full").await.unwrap();
     store.lease(JobId(1), Duty::Infer, 3600).await.unwrap();
     store.release(JobId(1), Duty::Infer, Some("no model")).await.unwrap();
     assert_eq!(store.failing(JobId(1)).await.unwrap(), [("infer".into(), "no model".into())]);
@@ -1463,7 +1464,7 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     let at = store.time().await.unwrap();
     for (job, reason) in [(2, "the claim was refused"), (3, "the model failed"), (4, "the operator gave it up: tired")]
     {
-        store.record(JobId(job), &Work::Abandoned { at, reason: reason.into() }).await.unwrap();
+        store.record(JobId(job), &Work::Abandoned { at, reason: reason.into(), deal: None }).await.unwrap();
     }
     let since = UnixSeconds(0);
     let history = store.breaker_history(US, since, 300, 10).await.unwrap();
@@ -1480,7 +1481,7 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     let reopened = after(blocks.last(), 0, &[[TERMS, 7], [CLAIMED_BY_RIVAL, 7]]);
     extend(&store, std::slice::from_ref(&reopened)).await.unwrap();
     mine(&store, "claim:7", 7, "claim", reopened.0.block, true).await;
-    store.record(JobId(7), &Work::Abandoned { at, reason: "the model failed".into() }).await.unwrap();
+    store.record(JobId(7), &Work::Abandoned { at, reason: "the model failed".into(), deal: None }).await.unwrap();
     let history = store.breaker_history(US, since, 300, 10).await.unwrap();
     assert_eq!(history.ended.iter().map(|ended| ended.real).collect::<Vec<_>>(), [0, 0, 97].map(U256::from));
     assert!(history.failures.iter().any(|it| (it.job, it.fault) == (Some(JobId(7)), Fault::Abandoned)));
@@ -1824,7 +1825,7 @@ async fn live_jobs_are_those_that_a_fresh_look_finds_whatever_happened() {
     }
     assert!(choose(&store, 2, 9).await);
     assert!(same("chosen").await[1].chosen);
-    store.record(JobId(2), &Work::Abandoned { at: UnixSeconds(1), reason: "late".into() }).await.unwrap();
+    store.record(JobId(2), &Work::Abandoned { at: UnixSeconds(1), reason: "late".into(), deal: None }).await.unwrap();
     same("abandoned").await;
     store.set_doubts(&[(JobId(1), "why".to_owned())].into()).await.unwrap();
     assert!(same("in doubt").await[0].doubt.is_some());

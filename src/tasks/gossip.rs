@@ -75,7 +75,7 @@ impl Announcer {
         }
         failpoint::hit(Point::AfterAnnounce).await?;
         let at = self.store.time().await?;
-        self.store.record(job.id, &Work::Announced { at }).await?;
+        self.store.record(job.id, &Work::Announced { at, deal: Some(job.terms.deal()) }).await?;
         tracing::info!(job = %job.id, "published receipt");
         Ok(true)
     }

@@ -194,7 +194,7 @@ impl Held {
     /// Ends the lease as the work ended, as [`conclude`].
     async fn conclude(mut self, done: anyhow::Result<()>) -> anyhow::Result<Pass> {
         self.open = false;
-        conclude(&self.store, self.job.id, self.duty, done).await
+        conclude(&self.store, &self.job, self.duty, done).await
     }
 
     /// Ends the lease as if it had not been taken.
@@ -208,14 +208,14 @@ impl Drop for Held {
     fn drop(&mut self) {
         // Without a runtime the process ends, and the next one frees all leases.
         let Some(runtime) = self.open.then(|| tokio::runtime::Handle::try_current().ok()).flatten() else { return };
-        let (store, job, duty, panicked) = (self.store.clone(), self.job.id, self.duty, std::thread::panicking());
+        let (store, job, duty, panicked) = (self.store.clone(), self.job.clone(), self.duty, std::thread::panicking());
         runtime.spawn(async move {
             let given_back = match panicked {
-                true => conclude(&store, job, duty, Err(anyhow::anyhow!("a panic: see the log"))).await.map(drop),
-                false => store.put_back(job, duty).await,
+                true => conclude(&store, &job, duty, Err(anyhow::anyhow!("a panic: see the log"))).await.map(drop),
+                false => store.put_back(job.id, duty).await,
             };
             if let Err(error) = given_back {
-                tracing::debug!(%job, error = format!("{error:#}"), "a lease stays until the next start");
+                tracing::debug!(job = %job.id, error = format!("{error:#}"), "a lease stays until the next start");
             }
         });
     }
@@ -268,14 +268,14 @@ pub async fn unsent(store: &Store, us: Address) -> anyhow::Result<usize> {
 }
 
 /// Ends a lease as its work ended. After [`ATTEMPTS_MAX`] failures the job is abandoned with the reason.
-async fn conclude(store: &Store, job: JobId, duty: Duty, done: anyhow::Result<()>) -> anyhow::Result<Pass> {
+async fn conclude(store: &Store, job: &Job, duty: Duty, done: anyhow::Result<()>) -> anyhow::Result<Pass> {
     let Err(error) = done else {
-        store.release(job, duty, None).await?;
+        store.release(job.id, duty, None).await?;
         return Ok(Pass::Again);
     };
     let reason = format!("{error:#}");
-    let attempts = store.release(job, duty, Some(&reason)).await?;
-    tracing::warn!(%job, duty = duty.name(), attempts, error = reason, "a duty failed");
+    let attempts = store.release(job.id, duty, Some(&reason)).await?;
+    tracing::warn!(job = %job.id, duty = duty.name(), attempts, error = reason, "a duty failed");
     if attempts >= ATTEMPTS_MAX {
         abandon(store, job, format!("{} failed {attempts} times: {reason}", duty.name())).await?;
     }
@@ -283,11 +283,11 @@ async fn conclude(store: &Store, job: JobId, duty: Duty, done: anyhow::Result<()
 }
 
 /// Records that we stop working on a job, frees its slot and tells the operator.
-async fn abandon(store: &Store, job: JobId, reason: String) -> anyhow::Result<()> {
-    tracing::error!(%job, reason, "abandoned job");
+async fn abandon(store: &Store, job: &Job, reason: String) -> anyhow::Result<()> {
+    tracing::error!(job = %job.id, reason, "abandoned job");
     let at = store.time().await?;
-    store.record(job, &Work::Abandoned { at, reason }).await?;
-    store.free(&[job]).await
+    store.record(job.id, &Work::Abandoned { at, reason, deal: Some(job.terms.deal()) }).await?;
+    store.free(&[job.id]).await
 }
 
 /// Returns our signed receipt of a job we inferred.

@@ -123,7 +123,7 @@ impl Prepare {
             }
             if earlier.len() as u32 >= TRIES_MAX {
                 if !matches!(duty, Duty::Release | Duty::Fail) {
-                    abandon(&self.store, id, format!("{} was refused {} times", duty.name(), earlier.len())).await?;
+                    abandon(&self.store, job, format!("{} was refused {} times", duty.name(), earlier.len())).await?;
                     continue;
                 }
                 // Our money and our stake: never given up, but asked for seldom.

@@ -115,14 +115,15 @@ impl Scheduler {
             let ours = !ended && claimed && job.abandoned.is_none();
             if ours && self.is_too_late(job, now) {
                 let left = job.terms.deadline.0.saturating_sub(now.0);
-                abandon(&self.store, job.id, format!("{left} s are left and it is not computed: too late")).await?;
+                abandon(&self.store, job, format!("{left} s are left and it is not computed: too late")).await?;
             }
             let states = claims.get(&(job.id, "claim".to_owned()));
             let failed = states.is_some_and(|states| IntentState::claim_is_over(states));
             if failed && !ended && job.doubt.is_none() {
                 let reason = "the claim was refused, or given back".to_owned();
                 tracing::warn!(job = %job.id, reason, "gave up job");
-                self.store.record(job.id, &Work::ClaimFailed { at: now, reason }).await?;
+                let deal = Some(job.terms.deal());
+                self.store.record(job.id, &Work::ClaimFailed { at: now, reason, deal }).await?;
             }
             // A job in doubt keeps what it has.
             if job.doubt.is_some() || ours || (!ended && job.state == State::Posted && job.chosen && !failed) {
