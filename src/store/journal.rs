@@ -248,7 +248,9 @@ impl Store {
         }
         if let Some(first) = corrections.first() {
             self.derive_logs(&mut tx, first.block.number, &mut Rederived::default(), None, |_| ()).await?;
-            self.project(&mut tx, &jobs.into_iter().collect::<Vec<_>>()).await?;
+            let jobs: Vec<JobId> = jobs.into_iter().collect();
+            self.project(&mut tx, &jobs).await?;
+            look_for_receipts(&mut tx, &jobs).await?;
         }
         cover(&mut tx, coverage).await?;
         tx.commit().await?;
@@ -380,6 +382,7 @@ impl Store {
         }
         let jobs: Vec<JobId> = jobs.into_iter().map(|job| JobId(job as u64)).collect();
         self.project(&mut tx, &jobs).await?;
+        look_for_receipts(&mut tx, &jobs).await?;
         failpoint::hit(Point::MidRewind).await?;
         move_cursor(&mut tx, BlockRef { number: to, hash: target }).await?;
         tx.commit().await?;
@@ -541,6 +544,19 @@ pub(super) async fn cover(tx: &mut SqliteConnection, over: &[Coverage]) -> Resul
             .execute(&mut *tx)
             .await?;
     }
+    Ok(())
+}
+
+/// Has the receipts of those of `jobs` that have a result here looked for among the unpublished ones, also where one was published: the
+/// number may become another order's.
+async fn look_for_receipts(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<()> {
+    sqlx::query(
+        "INSERT OR IGNORE INTO unannounced
+         SELECT job FROM work WHERE job IN (SELECT value FROM json_each(?)) AND did = 'Inferred'",
+    )
+    .bind(serde_json::to_string(jobs)?)
+    .execute(tx)
+    .await?;
     Ok(())
 }
 

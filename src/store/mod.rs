@@ -305,7 +305,19 @@ impl Store {
         .fetch_all(&self.readers)
         .await?;
         let ids: Vec<JobId> = ids.into_iter().map(|id| JobId(id as u64)).collect();
-        self.fold(&mut *self.readers.acquire().await?, &ids).await
+        let jobs = self.fold(&mut *self.readers.acquire().await?, &ids).await?;
+        let (told, untold): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.announced);
+        if !told.is_empty() {
+            // A reorg took them away and brought them back as they were; perhaps another has by now.
+            sqlx::query(
+                "DELETE FROM unannounced WHERE job IN (SELECT value FROM json_each(?))
+                 AND EXISTS (SELECT 1 FROM job WHERE id = unannounced.job AND state = 'released')",
+            )
+            .bind(serde_json::to_string(&told.iter().map(|job| job.id).collect::<Vec<_>>())?)
+            .execute(&self.writer)
+            .await?;
+        }
+        Ok(untold)
     }
 }
 

@@ -476,6 +476,10 @@ impl Model {
         jobs.extend(self.store.unannounced_jobs(US).await.unwrap().into_iter().map(Arc::new));
         for job in jobs {
             let Next::Do(duty) = job.next(US, at) else { continue };
+            // At times there is no peer to take it.
+            if duty == Duty::Announce && self.world.blocks.len().is_multiple_of(2) {
+                continue;
+            }
             let work = match duty {
                 Duty::Infer => {
                     let (output, transcript) = (Cid::of(b"o"), Cid::of(b"t"));
@@ -739,6 +743,8 @@ impl Model {
                     .count()
             };
             if *place == Place::Released {
+                let job = self.store.job(JobId((*id).into())).await.unwrap().expect("it is posted");
+                assert!(job.announced, "nobody has the receipt of job {id}: {job:#?}");
                 let each = ["claim", "commit", "complete", "release"].map(done);
                 assert_eq!(each, [1; 4], "job {id}: {rows:#?}");
             }

@@ -44,12 +44,15 @@ const LOCKED: u8 = 10;
 const FEE: u8 = 11;
 const RANKED: u8 = 12;
 const REOPENED: u8 = 13;
+/// As [`TERMS`], of another order.
+const OTHER_TERMS: u8 = 14;
 const NONSENSE: u8 = 0xff;
 
 fn read(log: &RawLog) -> Result<Event> {
     let job = JobId(log.data[1].into());
     Ok(match log.data[0] {
         TERMS => Event::JobTerms { job, terms: terms(job) },
+        OTHER_TERMS => Event::JobTerms { job, terms: Terms { seed: 2, ..terms(job) } },
         CLAIMED => Event::JobClaimed { job, host: US },
         CLAIMED_BY_RIVAL => Event::JobClaimed { job, host: RIVAL },
         COMMITTED => Event::ResultCommitted { job, host: US, commitment: COMMITMENT },
@@ -1026,6 +1029,38 @@ async fn results_of_jobs_that_others_were_paid_for_hide_none_of_ours() {
     }
     let owed = store.unannounced_jobs(US).await.unwrap();
     assert_eq!(owed.iter().map(|job| job.id.0).collect::<Vec<_>>(), [13]);
+}
+
+#[tokio::test]
+async fn a_receipt_is_owed_for_the_order_that_has_the_number_now() {
+    let (_file, store) = fresh().await;
+    let first = after(None, 0, &[]);
+    extend(&store, std::slice::from_ref(&first)).await.unwrap();
+    let at = UnixSeconds(1);
+    for (salt, (order, owed, tell)) in
+        [(TERMS, true, false), (OTHER_TERMS, true, true), (TERMS, true, true), (OTHER_TERMS, false, false)]
+            .into_iter()
+            .enumerate()
+    {
+        let life: [&[Says]; 4] = [&[[order, 1], [CLAIMED, 1]], &[[COMMITTED, 1]], &[[COMPLETED, 1]], &[[RELEASED, 1]]];
+        extend(&store, &chain(Some(&first), salt as u8, &life)).await.unwrap();
+        let job = store.job(JobId(1)).await.unwrap().expect("posted");
+        if job.inferred.is_none() {
+            let (output, transcript, order) = (Cid::of(b"o"), Cid::of(b"t"), Some(job.terms.order()));
+            let inferred = Work::Inferred { at, commitment: COMMITMENT, output, transcript, order };
+            store.record(job.id, &inferred).await.unwrap();
+        }
+        assert_eq!(store.unannounced_jobs(US).await.unwrap().len(), usize::from(owed), "chain {salt}");
+        if tell {
+            store.record(job.id, &Work::Announced { at, deal: Some(job.terms.deal()) }).await.unwrap();
+            assert_eq!(store.unannounced_jobs(US).await.unwrap(), [], "chain {salt}");
+        }
+        if salt < 3 {
+            store.rewind(first.0.block.number).await.unwrap();
+        }
+    }
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM unannounced").fetch_one(&store.readers).await.unwrap();
+    assert_eq!(left, 0, "nor is it looked at again");
 }
 
 fn peer_receipt(peer: &str) -> PeerReceipt {
