@@ -78,6 +78,33 @@ impl Stage {
         serde_json::from_value(raw).with_context(|| format!("the chain has no {kind}"))
     }
 
+    /// The bytes of all that the host sent for the job, in the order of their nonces.
+    async fn all_signed(&self) -> Result<Vec<Bytes>> {
+        let mut all = Vec::new();
+        for kind in ["claim", "commit", "fail"] {
+            all.extend(transactions(&self.host, JOB, kind).await?.into_iter().filter(|tx| tx.nonce.is_some()));
+        }
+        all.sort_by_key(|tx| tx.nonce);
+        let mut raws = Vec::new();
+        for hash in all.iter().flat_map(|tx| &tx.hashes) {
+            let raw = self.world.devnet.rpc("eth_getRawTransactionByHash", json!([hash])).await?;
+            raws.extend(serde_json::from_value::<Option<Bytes>>(raw)?);
+        }
+        Ok(raws)
+    }
+
+    /// Has the host, which holds the job, give it up, and waits until the chain knows.
+    async fn give_up(&self) -> Result<()> {
+        let held = |job: &Job| matches!(job.state, State::Claimed { .. } | State::Committed { .. });
+        let job = until_job(&self.host, JOB, "ours", held).await?;
+        self.host.store.abandon(&job, "no disk").await?;
+        until("it is given up on chain", || async {
+            self.world.mine().await?;
+            Ok(self.newest("fail").await.is_ok_and(|tx| tx.state == "mined"))
+        })
+        .await
+    }
+
     async fn newest(&self, kind: &str) -> Result<Tx> {
         transactions(&self.host, JOB, kind).await?.pop().with_context(|| format!("no {kind}"))
     }
@@ -169,6 +196,63 @@ async fn a_number_goes_to_another_order_and_back() -> Result<()> {
     let job = until_job(&stage.host, JOB, "ours", |job| matches!(job.state, State::Claimed { .. })).await?;
     assert_eq!(job.terms.max_tokens, stage.long.0.max_tokens);
     stage.ends_well(true).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_done_whose_number_was_one_that_was_given_up() -> Result<()> {
+    let stage = Stage::new().await?;
+    let first = stage.world.chain.head().await?.block.number + 1;
+    assert_eq!(stage.mine(&[&stage.long.1]).await?, [true]);
+    stage.mine_next("claim", 1).await?;
+    stage.give_up().await?;
+    let ours = stage.all_signed().await?;
+
+    stage.take_back_to(first).await?;
+    let raws: Vec<&Bytes> = [&stage.short.1].into_iter().chain(&ours).chain([&stage.long.1]).collect();
+    let mined = stage.mine(&raws).await?;
+    let (posts, ours) = ([mined[0], mined[mined.len() - 1]], &mined[1..mined.len() - 1]);
+    assert_eq!(posts, [true; 2]);
+    assert!(!ours.contains(&true), "what was signed for the one order came to something at the other: {mined:?}");
+    let job = until_job(&stage.host, JOB, "the other order", |job| job.terms.max_tokens == 2).await?;
+    assert_eq!(job.abandoned, None);
+    gave_up_once_in_vain(&stage).await?;
+    stage.ends_well(false).await
+}
+
+/// A reorg turns it back to an order that the host holds by then: what gave the other up, which has a later nonce, meets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn giving_one_order_up_gives_up_no_other() -> Result<()> {
+    let stage = Stage::new().await?;
+    let first = stage.world.chain.head().await?.block.number + 1;
+    assert_eq!(stage.mine(&[&stage.short.1]).await?, [true]);
+    stage.mine_next("claim", 1).await?;
+    until("the claim is mined", || async { Ok(stage.newest("claim").await?.state == "mined") }).await?;
+    let claim = stage.signed("claim").await?;
+    stage.take_back_to(first).await?;
+    assert_eq!(stage.mine(&[&stage.long.1, &claim]).await?, [true, false]);
+    stage.mine_next("claim", 2).await?;
+    until_job(&stage.host, JOB, "the other order", |job| job.terms.max_tokens != 2 && job.host().is_some()).await?;
+    stage.give_up().await?;
+    let (ours, given_up) = (stage.all_signed().await?, stage.signed("fail").await?);
+    assert_eq!((ours.first(), ours.last()), (Some(&claim), Some(&given_up)), "in this order");
+
+    stage.take_back_to(first).await?;
+    let raws: Vec<&Bytes> = [&stage.short.1].into_iter().chain(&ours).chain([&stage.long.1]).collect();
+    let mined = stage.mine(&raws).await?;
+    let count = mined.len();
+    assert_eq!((&mined[..2], &mined[count - 2..]), (&[true; 2][..], &[false, true][..]), "{mined:?}");
+    until_job(&stage.host, JOB, "ours", |job| job.terms.max_tokens == 2 && job.host() == stage.host.host).await?;
+    gave_up_once_in_vain(&stage).await?;
+    stage.ends_well(false).await
+}
+
+/// The job was given up once, for another order.
+async fn gave_up_once_in_vain(stage: &Stage) -> Result<()> {
+    until("that it is given up came to nothing", || async {
+        let given_up = transactions(&stage.host, JOB, "fail").await?;
+        Ok(given_up.iter().map(|tx| tx.state.as_str()).eq(["reverted"]))
+    })
+    .await
 }
 
 /// What a claim names is the contract's digest of the job.
