@@ -106,6 +106,7 @@ impl Place {
             seconds: 3600,
             token: Address::ZERO,
             payment: U256::from(PAYMENT),
+            region: None,
         };
         let orders: Vec<_> = (0..jobs).map(|_| (order(), None)).collect();
         let call = self.book.contracts.post_all(&orders);

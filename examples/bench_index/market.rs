@@ -346,6 +346,7 @@ impl Market {
                 seconds: if matches!(fate, Fate::Expired) { 30 } else { 600 },
                 token: if in_usd { usd } else { Address::ZERO },
                 payment: U256::from(self.rng.gen_range(1_000..1_000_000) * if in_usd { 1 } else { GWEI }),
+                region: None,
             };
             jobs.push((order.terms(renter, UnixSeconds(0)), fate));
             orders.push((order, None));

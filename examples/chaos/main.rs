@@ -344,6 +344,7 @@ impl Chaos {
             seconds,
             token: Address::ZERO,
             payment: U256::from(1_000_000_000 + number),
+            region: None,
         };
         let hash = self.renters[renter].post(&self.market, &order).await?;
         self.orders.insert(hash, Ordered { prompt, max_tokens, seed, deadline_seconds: seconds });

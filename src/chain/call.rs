@@ -34,6 +34,8 @@ pub struct Order {
     pub token: Address,
     /// In the smallest unit of `token`.
     pub payment: U256,
+    /// Where it is to be computed, see [`Terms::region`].
+    pub region: Option<String>,
 }
 
 impl Contracts {
@@ -226,7 +228,7 @@ impl Order {
             min_gpu_memory: 0,
             min_reputation: 0,
             reserved_for: None,
-            region: None,
+            region: self.region.clone(),
         }
     }
 
@@ -237,7 +239,7 @@ impl Order {
             maxTokens: U256::from(self.max_tokens),
             temperature: U256::from(self.temperature_milli),
             seed: self.seed,
-            resultFormat: "text".into(),
+            resultFormat: self.region.as_ref().map_or("text".into(), |region| format!("text; region={region}")),
         }
     }
 

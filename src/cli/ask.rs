@@ -14,6 +14,9 @@ use crate::market::types::{Address, B256, JobId, ModelId, U256};
 use crate::p2p::{self, Keypair};
 use crate::renter::{Answer, Offer, Renter, is_final};
 
+/// The longest name of a region: with `text; region=` before it, it is as long as the contract takes.
+const REGION_BYTES_MAX: usize = 128 - 13;
+
 /// The renter's key.
 #[derive(Debug, clap::Args)]
 struct RenterKey {
@@ -49,6 +52,9 @@ pub struct PostArguments {
     /// The most to pay, in the token's smallest unit; the quoted price is what is locked.
     #[arg(long, value_name = "AMOUNT")]
     pay_max: Option<U256>,
+    /// Only hosts of that region may take the job, as `eu-west`: a name as hosts publish it.
+    #[arg(long, value_name = "NAME", value_parser = region)]
+    region: Option<String>,
     /// Seconds until the job expires and the money can be taken back.
     #[arg(long, default_value_t = 600)]
     seconds: u64,
@@ -97,6 +103,19 @@ fn token(text: &str) -> Result<Address, String> {
     text.parse().map_err(|_| format!("{text:?} is neither \"eth\" nor an address"))
 }
 
+/// It becomes a part of the result's format, which ends at a `;`, and of which the contract takes 128 bytes.
+fn region(text: &str) -> Result<String, String> {
+    let odd = text.chars().find(|c| matches!(c, ';' | '=') || c.is_whitespace() || c.is_control());
+    match odd {
+        Some(odd) => Err(format!("a region's name has no {odd:?}: `eu-west`, say")),
+        None if text.is_empty() => Err("a region has a name: `eu-west`, say".into()),
+        None if text.len() > REGION_BYTES_MAX => {
+            Err(format!("{} bytes, and a region's name has at most {REGION_BYTES_MAX}", text.len()))
+        }
+        None => Ok(text.into()),
+    }
+}
+
 async fn renter(global: &Global, files: &RenterKey) -> Result<Renter> {
     let config = configuration(global)?;
     let signer = key::open(&files.keystore, &files.password_file).map_err(|error| Fault::Usage.of(error))?;
@@ -139,6 +158,7 @@ pub async fn post(global: &Global, arguments: &PostArguments) -> Result<()> {
         seconds: arguments.seconds,
         token: arguments.token,
         payment: price,
+        region: arguments.region.clone(),
     };
     let (answer, job) = buy(&renter, offer, &order, global.json).await?;
     renter.p2p.shutdown().await;
@@ -225,4 +245,30 @@ pub async fn rate(global: &Global, arguments: &RateArguments) -> Result<()> {
     }
     println!("job {job}: rated {rating}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_a_name_that_a_result_format_can_hold() {
+        let longest = "x".repeat(REGION_BYTES_MAX);
+        for name in ["eu-west", "EU", "日本", &longest] {
+            assert_eq!(region(name).as_deref(), Ok(name));
+        }
+        for (name, why) in [
+            ("", "has a name"),
+            ("eu;json", "has no ';'"),
+            ("region=eu", "has no '='"),
+            ("eu west", "has no ' '"),
+            ("eu\u{a0}", "has no '\\u{a0}'"),
+            ("eu\n", "has no '\\n'"),
+            ("eu\u{7f}", "has no '\\u{7f}'"),
+            (&format!("{longest}x"), "116 bytes, and a region's name has at most 115"),
+        ] {
+            let refusal = region(name).expect_err(name);
+            assert!(refusal.contains(why), "{name:?}: {refusal}");
+        }
+    }
 }

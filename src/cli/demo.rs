@@ -436,6 +436,7 @@ fn order(model: ModelId, payment: U256) -> Order {
         seconds: 300,
         token: Address::ZERO,
         payment,
+        region: None,
     }
 }
 

@@ -250,6 +250,7 @@ impl World {
             seconds,
             token,
             payment,
+            region: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use alloy::json_abi::JsonAbi;
 use alloy::primitives::{Address, B256, Bytes, I256, b256, hex, keccak256};
-use alloy::sol_types::SolEvent;
+use alloy::sol_types::{SolCall, SolEvent};
 use proptest::prelude::*;
 
 use super::super::Also;
@@ -12,7 +12,8 @@ use super::super::abi::{
     TimelockController as delays,
 };
 use super::*;
-use crate::market::types::BlockRef;
+use crate::chain::call::Order;
+use crate::market::types::{BlockRef, Cid, ModelId};
 
 const CONTRACTS: Contracts = Contracts {
     governance_token: Address::repeat_byte(1),
@@ -790,5 +791,26 @@ fn a_renter_names_a_region_in_the_results_format() {
         ("text region=eu", None),
     ] {
         assert_eq!(super::region(format).as_deref(), region, "{format:?}");
+    }
+}
+
+#[test]
+fn a_region_that_is_ordered_is_the_one_that_is_read() {
+    for region in [None, Some("eu-west".to_owned()), Some("日本".to_owned())] {
+        let order = Order {
+            model: ModelId([1; 32]),
+            input: Cid::of(b"p"),
+            max_tokens: 1,
+            temperature_milli: 0,
+            seed: 1,
+            requires_proof: true,
+            seconds: 60,
+            token: Address::ZERO,
+            payment: U256::from(1),
+            region: region.clone(),
+        };
+        let posted = jobs::postJobCall::abi_decode(&CONTRACTS.post(&order).data).expect("a post");
+        let posted = terms(jobs::JobTerms { details: posted.details, ..job_terms() }).expect("terms");
+        assert_eq!((&posted.region, &order.terms(RENTER, UnixSeconds(0)).region), (&region, &region));
     }
 }
