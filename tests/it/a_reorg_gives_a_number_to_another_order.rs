@@ -9,7 +9,7 @@ use fabstir::content::Content;
 use fabstir::market::job::{Job, State};
 use fabstir::market::types::{Address, Bytes, Cid, JobId, U256, UnixSeconds};
 use fabstir::node::Node;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::world::{QUESTION, Tx, WAIT_MAX, World, nothing_left, transactions, until, until_job};
 
@@ -46,28 +46,34 @@ impl Stage {
         Ok(Stage { world, host, content, long, short })
     }
 
-    /// Mines a block of these bytes, in that order, and returns whether each did what it asks. What else waits is left out, or comes after.
+    /// Mines a block with these bytes. What else waits comes with them.
     async fn mine(&self, raws: &[&Bytes]) -> Result<Vec<bool>> {
-        let mut hashes: Vec<Value> = Vec::new();
         for raw in raws {
-            hashes.push(json!(alloy::primitives::keccak256(raw)));
             // It may wait there already.
             let _ = self.world.devnet.rpc("eth_sendRawTransaction", json!([raw])).await;
         }
         self.world.mine().await?;
+        self.did(raws).await
+    }
+
+    /// Takes all blocks from `number` on away and makes that one anew, of these bytes in that order, before the host can take any of
+    /// its own back.
+    async fn mine_anew(&self, number: u64, raws: &[&Bytes]) -> Result<Vec<bool>> {
+        let depth = self.world.chain.head().await?.block.number - number + 1;
+        let block: Vec<(&Bytes, u64)> = raws.iter().map(|raw| (*raw, 0)).collect();
+        self.world.devnet.rpc("anvil_reorg", json!([depth, block])).await?;
+        self.did(raws).await
+    }
+
+    /// Returns of each of these bytes, all mined, whether it did what it asks.
+    async fn did(&self, raws: &[&Bytes]) -> Result<Vec<bool>> {
         let mut done = Vec::new();
-        for hash in hashes {
+        for hash in raws.iter().map(alloy::primitives::keccak256) {
             let receipt = self.world.devnet.rpc("eth_getTransactionReceipt", json!([hash])).await?;
             ensure!(receipt.is_object(), "{hash} was not mined");
             done.push(receipt["status"] == "0x1");
         }
         Ok(done)
-    }
-
-    /// Takes all blocks from `number` on away.
-    async fn take_back_to(&self, number: u64) -> Result<()> {
-        let depth = self.world.chain.head().await?.block.number - number + 1;
-        self.world.devnet.rpc("anvil_reorg", json!([depth, []])).await.map(|_| ())
     }
 
     /// The bytes of the newest transaction of a kind that the host signed for the job.
@@ -81,7 +87,7 @@ impl Stage {
     /// The bytes of all that the host sent for the job, in the order of their nonces.
     async fn all_signed(&self) -> Result<Vec<Bytes>> {
         let mut all = Vec::new();
-        for kind in ["claim", "commit", "fail"] {
+        for kind in ["claim", "commit", "complete", "fail"] {
             all.extend(transactions(&self.host, JOB, kind).await?.into_iter().filter(|tx| tx.nonce.is_some()));
         }
         all.sort_by_key(|tx| tx.nonce);
@@ -91,6 +97,15 @@ impl Stage {
             raws.extend(serde_json::from_value::<Option<Bytes>>(raw)?);
         }
         Ok(raws)
+    }
+
+    /// Makes block `number` anew of a post, of these bytes of the host, and of the other post. Returns what of the host's did what it
+    /// asks.
+    async fn mine_between(&self, number: u64, first: &Bytes, ours: &[Bytes], last: &Bytes) -> Result<Vec<Bytes>> {
+        let raws: Vec<&Bytes> = [first].into_iter().chain(ours).chain([last]).collect();
+        let mined = self.mine_anew(number, &raws).await?;
+        assert_eq!((mined.first(), mined.last()), (Some(&true), Some(&true)), "both are posted");
+        Ok(ours.iter().zip(&mined[1..]).filter(|(_, done)| **done).map(|(raw, _)| raw.clone()).collect())
     }
 
     /// Has the host, which holds the job, give it up, and waits until the chain knows.
@@ -132,6 +147,8 @@ impl Stage {
             assert_eq!(of_long == (number == JOB), long_first);
         }
         nothing_left(&self.host).await?;
+        self.world.freeze(true).await?;
+        self.world.caught_up(&self.host.store).await?;
         let report = audit::run(&self.host.store, &self.world.chain, |_, _| ()).await?;
         assert_eq!(report.divergences, Vec::<String>::new());
         self.host.stop().await;
@@ -157,8 +174,7 @@ async fn a_reorg_gives_a_number_to_another_order() -> Result<()> {
     until_job(&stage.host, JOB, "committed", |job| matches!(job.state, State::Committed { .. })).await?;
     let (claim, commit) = (stage.signed("claim").await?, stage.signed("commit").await?);
 
-    stage.take_back_to(first).await?;
-    let mined = stage.mine(&[&stage.short.1, &claim, &commit, &stage.long.1]).await?;
+    let mined = stage.mine_anew(first, &[&stage.short.1, &claim, &commit, &stage.long.1]).await?;
     assert_eq!(mined, [true, false, false, true], "what was signed for the one order came to something at the other");
     until_job(&stage.host, JOB, "the other order", |job| job.terms.max_tokens == 2).await?;
     stage.mine_next("claim", 2).await?;
@@ -182,19 +198,18 @@ async fn a_number_goes_to_another_order_and_back() -> Result<()> {
     stage.mine_next("claim", 1).await?;
     until("the claim is mined", || async { Ok(stage.newest("claim").await?.state == "mined") }).await?;
     let claim = stage.signed("claim").await?;
-    stage.take_back_to(first).await?;
-    assert_eq!(stage.mine(&[&stage.short.1, &claim]).await?, [true, false]);
+    assert_eq!(stage.mine_anew(first, &[&stage.short.1, &claim]).await?, [true, false]);
     stage.mine_next("claim", 2).await?;
-    stage.mine_next("commit", 1).await?;
-    until("the result is to be handed in", || async { Ok(stage.world.waiting().await? > 0) }).await?;
+    until("the result is to be handed in", || async {
+        stage.world.mine().await?;
+        Ok(stage.newest("complete").await.is_ok_and(|tx| tx.nonce.is_some()))
+    })
+    .await?;
     let of_short = [stage.signed("claim").await?, stage.signed("commit").await?, stage.signed("complete").await?];
 
-    stage.take_back_to(first).await?;
-    let [again, commit, complete] = &of_short;
-    let mined = stage.mine(&[&stage.long.1, &claim, again, commit, complete, &stage.short.1]).await?;
-    assert_eq!(mined, [true, true, false, false, false, true]);
-    let job = until_job(&stage.host, JOB, "ours", |job| matches!(job.state, State::Claimed { .. })).await?;
-    assert_eq!(job.terms.max_tokens, stage.long.0.max_tokens);
+    let done = stage.mine_between(first, &stage.long.1, &stage.all_signed().await?, &stage.short.1).await?;
+    assert!(done.contains(&claim) && !of_short.iter().any(|raw| done.contains(raw)), "{done:?}");
+    until_job(&stage.host, JOB, "ours", |job| job.terms.max_tokens != 2 && job.host() == stage.host.host).await?;
     stage.ends_well(true).await
 }
 
@@ -205,14 +220,9 @@ async fn a_job_is_done_whose_number_was_one_that_was_given_up() -> Result<()> {
     assert_eq!(stage.mine(&[&stage.long.1]).await?, [true]);
     stage.mine_next("claim", 1).await?;
     stage.give_up().await?;
-    let ours = stage.all_signed().await?;
 
-    stage.take_back_to(first).await?;
-    let raws: Vec<&Bytes> = [&stage.short.1].into_iter().chain(&ours).chain([&stage.long.1]).collect();
-    let mined = stage.mine(&raws).await?;
-    let (posts, ours) = ([mined[0], mined[mined.len() - 1]], &mined[1..mined.len() - 1]);
-    assert_eq!(posts, [true; 2]);
-    assert!(!ours.contains(&true), "what was signed for the one order came to something at the other: {mined:?}");
+    let done = stage.mine_between(first, &stage.short.1, &stage.all_signed().await?, &stage.long.1).await?;
+    assert_eq!(done, Vec::<Bytes>::new(), "what was signed for the one order came to something at the other");
     let job = until_job(&stage.host, JOB, "the other order", |job| job.terms.max_tokens == 2).await?;
     assert_eq!(job.abandoned, None);
     gave_up_once_in_vain(&stage).await?;
@@ -228,19 +238,15 @@ async fn giving_one_order_up_gives_up_no_other() -> Result<()> {
     stage.mine_next("claim", 1).await?;
     until("the claim is mined", || async { Ok(stage.newest("claim").await?.state == "mined") }).await?;
     let claim = stage.signed("claim").await?;
-    stage.take_back_to(first).await?;
-    assert_eq!(stage.mine(&[&stage.long.1, &claim]).await?, [true, false]);
+    assert_eq!(stage.mine_anew(first, &[&stage.long.1, &claim]).await?, [true, false]);
     stage.mine_next("claim", 2).await?;
     until_job(&stage.host, JOB, "the other order", |job| job.terms.max_tokens != 2 && job.host().is_some()).await?;
     stage.give_up().await?;
     let (ours, given_up) = (stage.all_signed().await?, stage.signed("fail").await?);
     assert_eq!((ours.first(), ours.last()), (Some(&claim), Some(&given_up)), "in this order");
 
-    stage.take_back_to(first).await?;
-    let raws: Vec<&Bytes> = [&stage.short.1].into_iter().chain(&ours).chain([&stage.long.1]).collect();
-    let mined = stage.mine(&raws).await?;
-    let count = mined.len();
-    assert_eq!((&mined[..2], &mined[count - 2..]), (&[true; 2][..], &[false, true][..]), "{mined:?}");
+    let done = stage.mine_between(first, &stage.short.1, &ours, &stage.long.1).await?;
+    assert!(done.contains(&claim) && !done.contains(&given_up), "{done:?}");
     until_job(&stage.host, JOB, "ours", |job| job.terms.max_tokens == 2 && job.host() == stage.host.host).await?;
     gave_up_once_in_vain(&stage).await?;
     stage.ends_well(false).await
