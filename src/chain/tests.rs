@@ -52,6 +52,8 @@ enum Does {
     Slowly(u64),
     /// Gives the logs of no more blocks at once: in each a transfer from account 7 to account 8, whatever is asked for.
     LogsOf(u64),
+    /// Takes a transaction, whose bytes are its nonce, only after the one before; and the request with the first comes late.
+    InOrder,
 }
 
 struct Server {
@@ -66,11 +68,14 @@ struct Work {
     asked: Mutex<Vec<String>>,
     bodies: Mutex<Vec<Value>>,
     head: AtomicU64,
+    /// The nonce of [`Does::InOrder`] that is next.
+    nonce: AtomicU64,
 }
 
 impl Server {
     async fn start(does: Does) -> Result<Server> {
-        let work = Work { does: Mutex::new(does), asked: Mutex::default(), bodies: Mutex::default(), head: 100.into() };
+        let (asked, bodies) = Default::default();
+        let work = Work { does: Mutex::new(does), asked, bodies, head: 100.into(), nonce: 0.into() };
         let mut server = Server { address: ([127, 0, 0, 1], 0).into(), work: Arc::new(work), running: None };
         server.come_back().await?;
         Ok(server)
@@ -113,6 +118,10 @@ async fn serve(State(work): State<Arc<Work>>, uri: axum::http::Uri, Json(body): 
     work.asked.lock().unwrap().push(label);
     work.bodies.lock().unwrap().push(body.clone());
     let does = *work.does.lock().unwrap();
+    let nonce = |call: &Value| u64::from_str_radix(&call["params"][0].as_str().unwrap_or_default()[2..], 16).unwrap();
+    if does == Does::InOrder && method == "eth_sendRawTransaction" && nonce(&calls[0]) == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let answer = |call: &Value| {
         let result = match (call["method"].as_str().unwrap_or_default(), does) {
             (CHAIN_ID, Does::OtherChain) => json!("0x1"),
@@ -139,6 +148,14 @@ async fn serve(State(work): State<Arc<Work>>, uri: axum::http::Uri, Json(body): 
                 (from..=to).map(log).collect()
             }
             ("eth_blockNumber", _) => json!(U64::from(work.head.load(Ordering::Relaxed))),
+            ("eth_sendRawTransaction", Does::InOrder) if nonce(call) != work.nonce.load(Ordering::Relaxed) => {
+                let error = json!({"code": -32000, "message": "nonce too high"});
+                return json!({"jsonrpc": "2.0", "id": call["id"], "error": error});
+            }
+            ("eth_sendRawTransaction", Does::InOrder) => {
+                work.nonce.fetch_add(1, Ordering::Relaxed);
+                json!(B256::repeat_byte(7))
+            }
             ("eth_sendRawTransaction", _) => json!(B256::repeat_byte(7)),
             ("eth_getBlockReceipts", _) => json!([]),
             // Who asks for a balance is told the account's last byte.
@@ -486,6 +503,23 @@ async fn the_same_bytes_go_to_the_next_endpoint() -> Result<()> {
             assert!(matches!(sent[..], [body] if body["params"][0] == json!(raw)), "{bodies:?}");
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_overtook_its_predecessor_is_sent_once_more() -> Result<()> {
+    let server = Server::start(Does::InOrder).await?;
+    let chain = chain(&[&server])?;
+    ask(&chain).await?;
+    server.asked();
+    let raw: Vec<Bytes> = (0..20).map(|nonce| vec![nonce].into()).collect();
+    assert_eq!(chain.send(&raw).await?, vec![Sent::Accepted; 20]);
+    let mut asked = server.asked();
+    let again = asked.pop();
+    assert_eq!((asked.len(), again.as_deref()), (7, Some("17 eth_sendRawTransaction")), "{asked:?}");
+    // What follows nothing that is there is told so, however often it is sent.
+    assert_eq!(chain.send(&[vec![21].into(), vec![22].into()]).await?, vec![Sent::NonceAhead; 2]);
+    assert_eq!(server.asked(), ["2 eth_sendRawTransaction"]);
     Ok(())
 }
 
