@@ -144,29 +144,36 @@ impl Store {
             ensure!(logs.is_empty() && coverage.is_empty(), "{} logs without a block", logs.len());
             return Ok(Extended::default());
         };
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "SELECT number, hash, data_version, (SELECT link {NEWEST_LOG}) FROM pragma_data_version LEFT JOIN cursor"
-        )))
-        .bind(i64::MAX)
-        .fetch_one(&mut *tx)
-        .await?;
-        let number: Option<i64> = row.get(0);
-        let cursor = match number {
-            Some(number) => Some(BlockRef { number: number as u64, hash: hash(&row, 1)? }),
-            None => None,
+        let begun = async {
+            let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+            let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+                "SELECT number, hash, data_version, (SELECT link {NEWEST_LOG}) FROM pragma_data_version LEFT JOIN cursor"
+            )))
+            .bind(i64::MAX)
+            .fetch_one(&mut *tx)
+            .await?;
+            let number: Option<i64> = row.get(0);
+            let cursor = match number {
+                Some(number) => Some(BlockRef { number: number as u64, hash: hash(&row, 1)? }),
+                None => None,
+            };
+            check(cursor, range)?;
+            let blocks = insert_blocks(&mut tx, headers).await?;
+            anyhow::Ok((tx, row, blocks))
         };
-        check(cursor, range)?;
-        let mut kept = self.live.kept(row.get(2));
-        let blocks = insert_blocks(&mut tx, headers).await?;
+        // While the file is asked.
+        let decoded = async { logs.iter().map(|log| (self.decode)(log)).collect::<Vec<_>>() };
+        let (begun, decoded) = tokio::join!(begun, decoded);
+        let (mut tx, row, blocks) = begun?;
+        let version = row.get(2);
+        let mut kept = self.live.kept(version);
         let mut extended = Extended { logs: logs.len(), ..Extended::default() };
         let newest: Option<&[u8]> = row.get(3);
         let mut link = newest.map_or(Ok(B256::ZERO), |_| hash(&row, 3))?;
         let mut entries = Vec::with_capacity(logs.len());
         let mut told: Vec<(JobId, Fact)> = Vec::with_capacity(logs.len());
-        for log in logs {
+        for (log, event) in logs.iter().zip(decoded) {
             link = log.link(link, self.chain_id);
-            let event = (self.decode)(log);
             let (kind, job) = event.as_ref().map_or((None, None), |event| (Some(event.name()), event.job()));
             let block = blocks[&log.block.number];
             entries.push(Entry { block, log, kind, job, link });
@@ -184,7 +191,7 @@ impl Store {
         failpoint::hit(Point::MidExtend).await?;
         tx.commit().await?;
         self.live.keep(kept);
-        self.live.extend(headers, told);
+        self.live.extend(headers, told, version);
         self.wake();
         Ok(extended)
     }

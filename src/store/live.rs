@@ -46,6 +46,8 @@ struct Stale {
     firsts: BTreeMap<u64, BlockRef>,
     /// The newest block, where blocks were added.
     newest: Option<Header>,
+    /// `PRAGMA data_version` of the writer's connection as it was when they were, and when that was.
+    version: Option<(i64, Instant)>,
 }
 
 impl Default for Stale {
@@ -56,7 +58,7 @@ impl Default for Stale {
 
 impl Stale {
     fn none() -> Self {
-        Self { all: false, jobs: BTreeMap::new(), firsts: BTreeMap::new(), newest: None }
+        Self { all: false, jobs: BTreeMap::new(), firsts: BTreeMap::new(), newest: None, version: None }
     }
 }
 
@@ -137,11 +139,12 @@ impl Live {
         stale.tell(news.map(|(job, work)| (job, Fact::Work(work.clone()))));
     }
 
-    /// Notes that blocks were added, and what they tell of jobs, after all that was told before.
-    pub(super) fn extend(&self, headers: &[Header], told: Vec<(JobId, Fact)>) {
+    /// Notes that blocks were added, and what they tell of jobs, after all that was told before; `version` is `PRAGMA data_version` of
+    /// the writer's connection at the time.
+    pub(super) fn extend(&self, headers: &[Header], told: Vec<(JobId, Fact)>, version: i64) {
         let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return };
         let mut stale = self.stale.lock().expect("no holder of this lock panics");
-        stale.newest = Some(*last);
+        (stale.newest, stale.version) = (Some(*last), Some((version, Instant::now())));
         if stale.all {
             return;
         }
@@ -230,14 +233,16 @@ impl Store {
             return Ok(());
         }
         // Of the writer's one connection: its own commits do not count.
-        let version = match self.live.reads_only {
-            true => folded.version.map_or(0, |(before, _)| before + 1),
-            false => sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.writer).await?,
+        let seen = self.live.stale.lock().expect("no holder of this lock panics").version.take();
+        let (version, asked) = match seen.filter(|(_, asked)| asked.elapsed() < LOOK_AGAIN) {
+            _ if self.live.reads_only => (folded.version.map_or(0, |(before, _)| before + 1), Instant::now()),
+            Some(seen) => seen,
+            None => (sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.writer).await?, Instant::now()),
         };
         if folded.version.is_some_and(|(before, _)| before != version) {
             self.live.touch_all();
         }
-        folded.version = Some((version, Instant::now()));
+        folded.version = Some((version, asked));
         Ok(())
     }
 

@@ -48,14 +48,14 @@ impl Store {
     /// Returns what `host`, this node's, has taken on, at block time `now`; slots and tokens of the model of that text.
     pub async fn load(&self, host: Address, model: &str, now: UnixSeconds) -> Result<Load> {
         let (slots, tokens, held, pending, chosen): (i64, i64, i64, i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM reservation CROSS JOIN job ON job.id = reservation.job WHERE model = ?1),
-                    (SELECT coalesce(sum(max_tokens), 0) FROM reservation CROSS JOIN job ON job.id = reservation.job
-                     WHERE model = ?1 AND NOT EXISTS
-                         (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')),
+            "SELECT count(*) FILTER (WHERE model = ?1),
+                    coalesce(sum(max_tokens) FILTER (WHERE model = ?1 AND NOT EXISTS
+                        (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')), 0),
                     (SELECT count(*) FROM job WHERE host = ?3
                      AND state IN ('claimed', 'committed', 'completed', 'disputed')),
-                    (SELECT count(*) FROM reservation CROSS JOIN job ON job.id = reservation.job WHERE state = 'posted'),
-                    (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)",
+                    count(*) FILTER (WHERE state = 'posted'),
+                    (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)
+             FROM reservation CROSS JOIN job ON job.id = reservation.job",
         )
         .bind(model)
         .bind((now.0.min(i64::MAX as u64) as i64) - HOUR)

@@ -308,7 +308,8 @@ impl Store {
     pub async fn sign(&self, signed: &[Signed]) -> Result<()> {
         let mut writer = self.writer.acquire().await?;
         let stored = store_signed(&mut writer, signed).await;
-        sqlx::query("PRAGMA synchronous = NORMAL").execute(&mut *writer).await?;
+        // Whoever writes next may wait for this; whoever sends need not. Undone it costs time, and no more.
+        tokio::spawn(async move { sqlx::query("PRAGMA synchronous = NORMAL").execute(&mut *writer).await });
         stored
     }
 
@@ -439,29 +440,41 @@ pub(super) async fn insert_intents<'a>(
     let intents: Vec<&Intent> = intents.collect();
     let mut added = 0;
     for intents in statements(&intents) {
-        let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
-        sqlx::query(
-            "UPDATE tx_intent SET key = key || '~' || id
-             WHERE key IN (SELECT value FROM json_each(?)) AND state NOT IN ('queued', 'signed', 'mined')",
-        )
-        .bind(serde_json::to_string(&keys)?)
-        .execute(&mut *tx)
-        .await?;
-        let now = clock().0 as i64;
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at) ",
-        );
-        query.push_values(intents, |mut values, intent| {
-            values.push_bind(&intent.key).push_bind(intent.job.map(|job| job.0 as i64)).push_bind(intent.kind);
-            values.push_bind(intent.target.to_vec()).push_bind(intent.data.to_vec()).push_bind(intent.signer.to_vec());
-            values.push_bind(intent.gas.map(|gas| gas as i64)).push_bind(intent.cost_max.map(|wei| wei.to_string()));
-            values.push_bind("queued").push_bind(now);
-        });
-        query.push(" ON CONFLICT (key) DO NOTHING");
-        let done = query.build().execute(&mut *tx).await;
-        added += done.with_context(|| format!("queue intents {}", keys.join(", ")))?.rows_affected() as usize;
+        let mut new = insert_new(tx, intents).await?;
+        if new < intents.len() {
+            // Those that came to nothing make room.
+            let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
+            let moved = sqlx::query(
+                "UPDATE tx_intent SET key = key || '~' || id
+                 WHERE key IN (SELECT value FROM json_each(?)) AND state NOT IN ('queued', 'signed', 'mined')",
+            );
+            if moved.bind(serde_json::to_string(&keys)?).execute(&mut *tx).await?.rows_affected() > 0 {
+                new += insert_new(tx, intents).await?;
+            }
+        }
+        added += new;
     }
     Ok(added)
+}
+
+/// Queues those of the intents whose keys none has, and returns how many these were.
+async fn insert_new(tx: &mut SqliteConnection, intents: &[&Intent]) -> Result<usize> {
+    let now = clock().0 as i64;
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at) ",
+    );
+    query.push_values(intents, |mut values, intent| {
+        values.push_bind(&intent.key).push_bind(intent.job.map(|job| job.0 as i64)).push_bind(intent.kind);
+        values.push_bind(intent.target.to_vec()).push_bind(intent.data.to_vec()).push_bind(intent.signer.to_vec());
+        values.push_bind(intent.gas.map(|gas| gas as i64)).push_bind(intent.cost_max.map(|wei| wei.to_string()));
+        values.push_bind("queued").push_bind(now);
+    });
+    query.push(" ON CONFLICT (key) DO NOTHING");
+    let done = query.build().execute(&mut *tx).await.with_context(|| {
+        let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
+        format!("queue intents {}", keys.join(", "))
+    })?;
+    Ok(done.rows_affected() as usize)
 }
 
 /// Reads [`COLUMNS`].

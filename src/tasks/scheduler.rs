@@ -175,7 +175,8 @@ impl Scheduler {
             return None;
         }
         sight.choose(job);
-        let call = self.contracts.claim(job.id, job.terms.deal());
+        let deal = job.terms.deal();
+        let call = self.contracts.claim(job.id, deal);
         let claim = Intent {
             key: format!("claim:{}", job.id),
             job: Some(job.id),
@@ -186,7 +187,7 @@ impl Scheduler {
             gas: Some(CLAIM_GAS),
             cost_max: self.policy.ceiling(&job.terms),
         };
-        let work = Work::Chosen { at: at.now, reasons: verdict.lines(), deal: Some(job.terms.deal()) };
+        let work = Work::Chosen { at: at.now, reasons: verdict.lines(), deal: Some(deal) };
         Some(Choice { job: job.id, work, claim })
     }
 }
