@@ -515,7 +515,7 @@ async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<
 }
 
 async fn insert_logs(tx: &mut SqliteConnection, entries: &[Entry<'_>]) -> Result<()> {
-    for entries in statements(&entries) {
+    for entries in statements(entries) {
         let mut query = QueryBuilder::<Sqlite>::new(
             "INSERT INTO log (block, log_index, tx_hash, address, topics, data, kind, job, link) ",
         );

@@ -401,7 +401,7 @@ impl Store {
 async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Result<()> {
     use sqlx::Connection;
     let mut tx = writer.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE").await?;
-    for signed in statements(&signed) {
+    for signed in statements(signed) {
         let rows: Vec<(i64, u64, u64)> = signed.iter().map(|it| (it.intent, it.nonce, it.gas)).collect();
         let nonces = || rows.iter().map(|(intent, nonce, _)| format!("nonce {nonce} to intent {intent}"));
         let updated = sqlx::query(
