@@ -269,3 +269,20 @@ async fn remove_jobs(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<Jo
         .await?;
     Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_goes_into_one_statement_and_few_lengths_are_prepared() {
+        let mut lengths = BTreeSet::new();
+        for rows in 0..1000 {
+            let rows: Vec<usize> = (0..rows).collect();
+            assert_eq!(statements(&rows).flatten().copied().collect::<Vec<_>>(), rows);
+            lengths.extend(statements(&rows).map(<[_]>::len));
+        }
+        let few = 1..ROWS_OF_ANY_NUMBER;
+        assert_eq!(lengths, few.chain([32, 64, ROWS_PER_STATEMENT]).collect());
+    }
+}
