@@ -89,7 +89,9 @@ async fn nothing_that_is_asked_at_every_turn_reads_a_whole_table() {
             .await
             .unwrap_or_else(|error| panic!("{error}: {statement}"));
         for step in plan.iter().map(|row| row.get::<String, _>(3)) {
-            let Some(what) = step.strip_prefix("SCAN ") else { continue };
+            // A search for the greatest of a column without an index is told as one, too.
+            let searched = step.strip_prefix("SEARCH ").filter(|what| !what.contains(" USING "));
+            let Some(what) = step.strip_prefix("SCAN ").or(searched) else { continue };
             let table = what.split(' ').next().unwrap_or_default();
             let stops = STOPS.iter().any(|known| statement.contains(known)) && ["block", "tx_intent"].contains(&table);
             if GROWING.contains(&table) && !stops && !SMALL.iter().any(|index| what.contains(index)) {

@@ -212,7 +212,7 @@ impl Store {
         let claims = if claims { "" } else { "AND kind <> 'claim'" };
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT {COLUMNS}, (SELECT count(*) FROM tx_intent WHERE signer = ?1 AND state = 'signed'),
-                 (SELECT coalesce(max(nonce) + 1, 0) FROM tx_intent WHERE signer = ?1)
+                 (SELECT coalesce(max(nonce) + 1, 0) FROM tx_intent WHERE signer = ?1 AND nonce IS NOT NULL)
              FROM tx_intent WHERE signer = ?1 AND state = 'queued' AND gas IS NOT NULL AND kind <> 'fill' {claims}
                  AND {NOT_IN_DOUBT} AND id NOT IN (SELECT intent FROM tx_order WHERE what = 'cancel')
                  AND NOT EXISTS (SELECT 1 FROM finality WHERE violated IS NOT NULL)
