@@ -1,6 +1,7 @@
 //! Signing and putting bytes on the wire. Which nonce, when and whether again is the submitter's business; what a node
 //! meant by its answer is decided here, in one function.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use alloy::consensus::{SignableTransaction, TxEip1559};
@@ -12,7 +13,8 @@ use alloy::rpc::json_rpc::ErrorPayload;
 use alloy::signers::SignerSync;
 use alloy::signers::local::{PrivateKeySigner, Secp256k1Signer};
 use anyhow::{Context, Result, bail, ensure};
-use futures::future::try_join_all;
+use futures::TryStreamExt;
+use futures::stream::FuturesUnordered;
 
 use super::call::Call;
 use super::follow::raw_log;
@@ -20,9 +22,13 @@ use super::{Chain, Costs, abi, request};
 use crate::market::event::RawLog;
 use crate::market::types::BlockRef;
 
-/// Requests that carry transactions at once, and the fewest transactions that are worth one.
-const SIDE_BY_SIDE: usize = 8;
+/// Requests that transactions are parted into, and the fewest transactions that are worth one.
+const REQUESTS: usize = 8;
 const PER_REQUEST_MIN: usize = 3;
+/// Requests that are under way before a further one waits for an answer, and how long it waits at most: a node that is near answers
+/// the first ones sooner that way, and one that is far loses little.
+const AT_ONCE: usize = 2;
+const NEXT_AFTER: Duration = Duration::from_millis(1);
 
 /// An account that can sign. Never prints its key.
 #[derive(Clone)]
@@ -164,16 +170,28 @@ impl Chain {
         Ok(gas.saturating_add(gas / 4))
     }
 
-    /// Puts signed bytes on the wire, given in the order of their nonces, with a few requests side by side: each of them
+    /// Puts signed bytes on the wire, given in the order of their nonces, with a few requests that overlap: each of them
     /// waits for fewer that way. Those that overtook what they follow, where the node does not keep such, are sent once more.
     /// Says of each what the node said of it.
     ///
     /// # Errors
     /// If no endpoint can be reached: the bytes may or may not have arrived, so send the same ones again.
     pub async fn send(&self, raw: &[Bytes]) -> Result<Vec<Sent>> {
-        let per_request = raw.len().div_ceil(SIDE_BY_SIDE).max(PER_REQUEST_MIN);
-        let said = try_join_all(raw.chunks(per_request).map(|raw| self.send_in_order(raw))).await?;
-        let mut said = said.concat();
+        let per_request = raw.len().div_ceil(REQUESTS).max(PER_REQUEST_MIN);
+        let (mut asked, mut answered) = (FuturesUnordered::new(), BTreeMap::new());
+        for (place, raw) in raw.chunks(per_request).enumerate() {
+            if asked.len() >= AT_ONCE
+                && let Ok(Some(answer)) =
+                    tokio::time::timeout(NEXT_AFTER, asked.try_next()).await.map(Result::transpose)
+            {
+                answered.extend([answer?]);
+            }
+            asked.push(async move { anyhow::Ok((place, self.send_in_order(raw).await?)) });
+        }
+        while let Some(answer) = asked.try_next().await? {
+            answered.extend([answer]);
+        }
+        let mut said = answered.into_values().collect::<Vec<_>>().concat();
         let ahead: Vec<usize> = (0..raw.len()).filter(|place| said[*place] == Sent::NonceAhead).collect();
         if raw.len() > per_request && !ahead.is_empty() {
             let again: Vec<Bytes> = ahead.iter().map(|place| raw[*place].clone()).collect();

@@ -56,6 +56,7 @@ pub use sql::{Answer, Cell, schema, select};
 pub use tx::{Attempt, Intent, IntentState, OpenIntent, Ready, Signed, TxOutcome};
 pub use work::{Choice, PeerReceipt};
 
+const READERS: u32 = 4;
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
 const ROWS_WAITING: usize = 2000;
 
@@ -103,11 +104,10 @@ impl Store {
             .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string())
             .busy_timeout(Duration::from_secs(10));
         let at = || format!("open database {}", path.display());
-        let writer =
-            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(at)?;
+        let writer = connections(1).connect_with(options.clone()).await.with_context(at)?;
         migrate(&writer).await.with_context(at)?;
-        let tidier = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
-        let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
+        let tidier = connections(1).connect_lazy_with(options.clone());
+        let readers = connections(READERS).connect_with(options.read_only(true)).await?;
         let changed = watch::Sender::new(0);
         let store = Self { writer, readers, tidier, decode, chain_id, changed, live: Default::default() };
         store.identify(marketplace).await.with_context(at)?;
@@ -121,7 +121,7 @@ impl Store {
     pub async fn open_to_read(path: &Path, chain_id: u64, marketplace: Address, decode: Decode) -> Result<Self> {
         let at = || format!("open database {}", path.display());
         let options = SqliteConnectOptions::new().filename(path).read_only(true).row_buffer_size(ROWS_WAITING);
-        let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.with_context(at)?;
+        let readers = connections(READERS).connect_with(options).await.with_context(at)?;
         let newest: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations")
             .fetch_one(&readers)
             .await
@@ -227,18 +227,7 @@ impl Store {
 
     /// Returns what is known of the block at `number`, for those who act on it.
     pub async fn ground(&self, number: u64) -> Result<Ground> {
-        let row = sqlx::query(
-            "SELECT coalesce((SELECT number FROM cursor), 0), coalesce((SELECT max(safe, number) FROM finality), 0),
-                    coalesce((SELECT number FROM finality), 0), (SELECT time FROM block WHERE number = ?1 AND canonical = 1),
-                    (SELECT level FROM coverage WHERE first <= ?1 AND last >= ?1 ORDER BY first DESC LIMIT 1)",
-        )
-        .bind(i64::try_from(number).unwrap_or(i64::MAX))
-        .fetch_one(&self.readers)
-        .await?;
-        let [head, safe, last_final] = [0, 1, 2].map(|column| row.get::<i64, _>(column) as u64);
-        let time = row.get::<Option<i64>, _>(3).map(|time| UnixSeconds(time as u64));
-        let level = row.get::<Option<&str>, _>(4).map(history::level).transpose()?.unwrap_or(Level::Claimed);
-        Ok(Ground { number, level, head, safe, last_final, time })
+        ground(&mut *self.readers.acquire().await?, number).await
     }
 
     /// Notes that the chain calls `block` safe, if it is stored as canonical and newer than the one noted before. Nothing is noted
@@ -319,6 +308,28 @@ impl Store {
         }
         Ok(untold)
     }
+}
+
+/// As [`Store::ground`].
+async fn ground(connection: &mut SqliteConnection, number: u64) -> Result<Ground> {
+    let row = sqlx::query(
+            "SELECT coalesce((SELECT number FROM cursor), 0), coalesce((SELECT max(safe, number) FROM finality), 0),
+                    coalesce((SELECT number FROM finality), 0), (SELECT time FROM block WHERE number = ?1 AND canonical = 1),
+                    (SELECT level FROM coverage WHERE first <= ?1 AND last >= ?1 ORDER BY first DESC LIMIT 1)",
+        )
+        .bind(i64::try_from(number).unwrap_or(i64::MAX))
+        .fetch_one(connection)
+        .await?;
+    let [head, safe, last_final] = [0, 1, 2].map(|column| row.get::<i64, _>(column) as u64);
+    let time = row.get::<Option<i64>, _>(3).map(|time| UnixSeconds(time as u64));
+    let level = row.get::<Option<&str>, _>(4).map(history::level).transpose()?.unwrap_or(Level::Claimed);
+    Ok(Ground { number, level, head, safe, last_final, time })
+}
+
+/// Returns a pool of at most so many connections. A file does not hang up: none is tried before it is used, and none grows old and
+/// forgets the statements it prepared.
+fn connections(max: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new().max_connections(max).test_before_acquire(false).idle_timeout(None).max_lifetime(None)
 }
 
 /// What the chain called final, and safe.

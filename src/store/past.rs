@@ -1,17 +1,19 @@
 //! What our own past and present tell a policy: claims won and lost, work on hand, and how jobs of the past went.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result};
-use sqlx::Row;
+use sqlx::{Row, SqliteConnection};
 
-use super::{Store, amount};
+use super::{Store, amount, ground};
 use crate::market::event::Event;
+use crate::market::gate::Ground;
 use crate::market::policy::backtest::PastJob;
 use crate::market::policy::{Load, Races};
 use crate::market::types::{Address, JobId, U256, UnixSeconds};
 
-/// What the contracts told of what the decisions of one host look at, since some block.
+/// What the decisions of one host look at: what the contracts told of it since some block, what the host has taken on, and what is known
+/// of blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scene {
     /// The newest block in which they told of what they keep of the host, or of what holds for all hosts: what was read of it before
@@ -21,6 +23,10 @@ pub struct Scene {
     pub score: Option<u64>,
     /// The hosts that are registered now.
     pub hosts: Vec<Address>,
+    /// What the host has taken on, by the text of each model that was asked for.
+    pub loads: HashMap<String, Load>,
+    /// What is known of each block that was asked for, by number.
+    pub grounds: HashMap<u64, Ground>,
 }
 
 /// Jobs folded at once.
@@ -45,34 +51,30 @@ impl Store {
         Ok(Races { won: won as u32, lost: lost as u32 })
     }
 
-    /// Returns what `host`, this node's, has taken on, at block time `now`; slots and tokens of the model of that text.
-    pub async fn load(&self, host: Address, model: &str, now: UnixSeconds) -> Result<Load> {
-        let (slots, tokens, held, pending, chosen): (i64, i64, i64, i64, i64) = sqlx::query_as(
-            "SELECT count(*) FILTER (WHERE model = ?1),
-                    coalesce(sum(max_tokens) FILTER (WHERE model = ?1 AND NOT EXISTS
-                        (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')), 0),
-                    (SELECT count(*) FROM job WHERE host = ?3
-                     AND state IN ('claimed', 'committed', 'completed', 'disputed')),
-                    count(*) FILTER (WHERE state = 'posted'),
-                    (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)
-             FROM reservation CROSS JOIN job ON job.id = reservation.job",
-        )
-        .bind(model)
-        .bind((now.0.min(i64::MAX as u64) as i64) - HOUR)
-        .bind(host.as_slice())
-        .fetch_one(&self.readers)
-        .await?;
-        Ok(Load {
-            slots_taken: slots as u32,
-            queued_tokens: tokens as u64,
-            held: held as u32,
-            pending_claims: pending as u32,
-            chosen_last_hour: chosen as u32,
-        })
+    /// Returns what the contracts told since block `since` of what decisions of `host`, this node's, look at, which hosts there are now,
+    /// and of each of `models` and `blocks` what decisions at block time `now` must know.
+    pub async fn scene(
+        &self,
+        host: Address,
+        since: u64,
+        now: UnixSeconds,
+        models: impl IntoIterator<Item = &str>,
+        blocks: impl IntoIterator<Item = u64>,
+    ) -> Result<Scene> {
+        // By one connection: a thread that has to be woken takes longer than what it is asked.
+        let mut reader = self.readers.acquire().await?;
+        let mut scene = self.news_of(&mut reader, host, since).await?;
+        for model in models {
+            scene.loads.insert(model.to_owned(), load(&mut reader, host, model, now).await?);
+        }
+        for number in blocks {
+            scene.grounds.insert(number, ground(&mut reader, number).await?);
+        }
+        Ok(scene)
     }
 
-    /// Returns what the contracts told since block `since` of what decisions of `host` look at, and which hosts there are now.
-    pub async fn scene(&self, host: Address, since: u64) -> Result<Scene> {
+    /// Returns a scene without loads and grounds.
+    async fn news_of(&self, connection: &mut SqliteConnection, host: Address, since: u64) -> Result<Scene> {
         let row = sqlx::query(
             "SELECT number, hash, log_index, tx_hash, address, topics, data,
                  (SELECT max(number) FROM block CROSS JOIN log ON log.block = block.seq
@@ -91,7 +93,7 @@ impl Store {
         )
         .bind(i64::try_from(since).unwrap_or(i64::MAX))
         .bind(host.into_word().to_vec())
-        .fetch_one(&self.readers)
+        .fetch_one(connection)
         .await?;
         let ranked: Option<i64> = row.get(0);
         let score = match ranked.map(|_| (self.decode)(&super::raw_log(&row)?)).transpose()? {
@@ -109,6 +111,8 @@ impl Store {
             changed: row.get::<Option<i64>, _>(7).map(|number| number as u64),
             score,
             hosts: hosts.into_iter().collect(),
+            loads: HashMap::new(),
+            grounds: HashMap::new(),
         })
     }
 
@@ -159,4 +163,30 @@ impl Store {
             }
         }
     }
+}
+
+/// Returns what `host`, this node's, has taken on, at block time `now`; slots and tokens of the model of that text.
+async fn load(connection: &mut SqliteConnection, host: Address, model: &str, now: UnixSeconds) -> Result<Load> {
+    let (slots, tokens, held, pending, chosen): (i64, i64, i64, i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE model = ?1),
+                coalesce(sum(max_tokens) FILTER (WHERE model = ?1 AND NOT EXISTS
+                    (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')), 0),
+                (SELECT count(*) FROM job WHERE host = ?3
+                 AND state IN ('claimed', 'committed', 'completed', 'disputed')),
+                count(*) FILTER (WHERE state = 'posted'),
+                (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)
+         FROM reservation CROSS JOIN job ON job.id = reservation.job",
+    )
+    .bind(model)
+    .bind((now.0.min(i64::MAX as u64) as i64) - HOUR)
+    .bind(host.as_slice())
+    .fetch_one(connection)
+    .await?;
+    Ok(Load {
+        slots_taken: slots as u32,
+        queued_tokens: tokens as u64,
+        held: held as u32,
+        pending_claims: pending as u32,
+        chosen_last_hour: chosen as u32,
+    })
 }

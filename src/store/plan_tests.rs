@@ -120,9 +120,7 @@ async fn a_turn_of_each_task(store: &Store) {
     store.set_safe(cursor).await.unwrap();
     // The scheduler.
     store.time().await.unwrap();
-    store.scene(US, cursor.number).await.unwrap();
-    store.ground(cursor.number).await.unwrap();
-    store.load(US, "sha256:00", now).await.unwrap();
+    store.scene(US, cursor.number, now, ["sha256:00"], [cursor.number]).await.unwrap();
     assert!(choose(store, 1, 9).await && choose(store, 2, 9).await);
     store.reservations().await.unwrap();
     store.intents_of(&jobs).await.unwrap();

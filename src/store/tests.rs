@@ -1659,7 +1659,7 @@ async fn the_load_is_what_was_chosen_and_not_freed() {
     let (_file, store) = fresh().await;
     extend(&store, &chain(None, 0, &[&[[TERMS, 1], [TERMS, 2], [TERMS, 3]], &[[CLAIMED, 1]]])).await.unwrap();
     let model = terms(JobId(1)).model;
-    let load = async |model: &str, now| store.load(US, model, UnixSeconds(now)).await.unwrap();
+    let load = async |model: &str, now| store.scene(US, 0, UnixSeconds(now), [model], []).await.unwrap().loads[model];
     assert_eq!(load(&model, 1).await, Load { held: 1, ..Load::default() });
     for job in 1..=3u8 {
         assert!(choose(&store, job.into(), 9).await);
@@ -1742,9 +1742,10 @@ async fn a_change_of_what_holds_for_a_host_is_told_until_it_was_looked_at() {
     blocks[3].1[0].topics.push(US.into_word());
     extend(&store, &blocks).await.unwrap();
     let first = blocks[0].0.block.number;
-    let changed = async |host, since| store.scene(host, since).await.unwrap().changed;
+    let scene = async |host, since| store.scene(host, since, UnixSeconds(0), [], []).await.unwrap();
+    let changed = async |host, since| scene(host, since).await.changed;
     // A reputation is told whole: nothing is to be asked again.
-    let score = async |host, since| store.scene(host, since).await.unwrap().score;
+    let score = async |host, since| scene(host, since).await.score;
     assert_eq!((score(US, first).await, score(US, first + 3).await, score(RIVAL, first).await), (Some(1), None, None));
     assert_eq!(changed(US, first).await, Some(first + 1));
     assert_eq!(changed(RIVAL, first).await, Some(first + 1), "of others only what holds for all");

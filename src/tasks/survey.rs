@@ -2,19 +2,17 @@
 //!
 //! Never decides and writes nothing. A [`Survey`] only ever says what was so some seconds ago, and how many.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use futures::future::try_join_all;
 
 use super::{Pass, Task};
 use crate::chain::Chain;
 use crate::http::Health;
-use crate::market::gate::Ground;
 use crate::market::job::Job;
-use crate::market::policy::{Circumstances, Load, Outlook, Turn};
+use crate::market::policy::{Circumstances, Outlook, Turn};
 use crate::market::types::{Address, BlockRef, UnixSeconds};
 use crate::store::{Scene, Store};
 
@@ -96,13 +94,7 @@ pub struct Sight {
     us: Address,
     now: UnixSeconds,
     outlook: Option<Outlook>,
-    changed: Option<u64>,
-    /// By model.
-    loads: HashMap<String, Load>,
-    /// By number.
-    grounds: HashMap<u64, Ground>,
-    /// Every registered host.
-    hosts: Vec<Address>,
+    scene: Scene,
 }
 
 impl Sight {
@@ -120,35 +112,29 @@ impl Sight {
         let since = outlook.map_or(u64::MAX, |outlook| outlook.block);
         let blocks: BTreeSet<u64> = jobs.iter().flat_map(|job| [job.posted.number, job.rests_on.number]).collect();
         let models: BTreeSet<&str> = jobs.iter().map(|job| job.terms.model.as_str()).collect();
-        // Side by side: a job waits for them.
-        let (Scene { changed, score, hosts }, grounds, loads) = tokio::try_join!(
-            store.scene(us, since),
-            try_join_all(blocks.into_iter().map(|number| store.ground(number))),
-            try_join_all(models.iter().map(|model| store.load(us, model, now))),
-        )?;
-        if let (Some(known), Some(score)) = (&mut outlook, score) {
+        let scene = store.scene(us, since, now, models, blocks).await?;
+        if let (Some(known), Some(score)) = (&mut outlook, scene.score) {
             known.standing.reputation = score;
         }
-        let grounds = grounds.into_iter().map(|ground| (ground.number, ground)).collect();
-        let loads = models.into_iter().map(str::to_owned).zip(loads).collect();
-        Ok(Self { us, now, outlook, changed, loads, grounds, hosts })
+        Ok(Self { us, now, outlook, scene })
     }
 
     /// Returns what the rules look at when `job`, one of those it was made for, is decided on.
     pub fn circumstances(&self, job: &Job, input_held: bool) -> Circumstances {
-        let grounds = [self.grounds[&job.posted.number], self.grounds[&job.rests_on.number]];
-        let since = grounds[1].time.unwrap_or(self.now);
+        let Self { us, now, outlook, scene: Scene { changed, hosts, loads, grounds, .. } } = self;
+        let (now, changed, outlook) = (*now, *changed, *outlook);
+        let grounds = [grounds[&job.posted.number], grounds[&job.rests_on.number]];
+        let since = grounds[1].time.unwrap_or(now);
         let turn = Turn {
-            before: Turn::before(self.us, &self.hosts, job.id, job.rests_on),
-            waited_seconds: self.now.0.saturating_sub(since.0),
+            before: Turn::before(*us, hosts, job.id, job.rests_on),
+            waited_seconds: now.0.saturating_sub(since.0),
         };
-        let Self { now, outlook, changed, .. } = *self;
-        Circumstances { now, input_held, grounds, load: self.loads[&job.terms.model], changed, turn, outlook }
+        Circumstances { now, input_held, grounds, load: loads[&job.terms.model], changed, turn, outlook }
     }
 
     /// Notes that `job` was chosen: what is decided after that must reckon with it.
     pub fn choose(&mut self, job: &Job) {
-        for (model, load) in &mut self.loads {
+        for (model, load) in &mut self.scene.loads {
             load.pending_claims += 1;
             load.chosen_last_hour += 1;
             if *model == job.terms.model {
