@@ -32,6 +32,7 @@ mod reorg_takes_the_claim_away_and_gives_it_back;
 mod restart_between_inference_and_proof;
 mod restart_between_sign_and_send;
 mod rpc_gone_for_a_minute;
+mod systemd_runs_the_unit_of_the_readme;
 mod the_arbiter_decides_a_dispute;
 mod the_program_keeps_its_promises;
 mod what_is_stuck_is_outbid_cancelled_or_told;
