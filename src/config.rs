@@ -134,7 +134,7 @@ pub struct HostConfig {
     /// Net price of 1000 output tokens in the smallest unit, by payment token: `eth` or a contract's address.
     #[serde(deserialize_with = "prices")]
     pub price_per_1k: BTreeMap<Address, U256>,
-    /// Where the host is, for renters who care; published when it registers.
+    /// Where the host is, for renters who care; part of its offers unless `policy.regions` is, and published when it registers.
     pub region: Option<String>,
     /// Addresses at which peers reach the host from outside, as multiaddresses; published when it registers.
     #[serde(default)]

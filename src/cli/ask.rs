@@ -12,7 +12,7 @@ use crate::chain::key;
 use crate::market::job::{Job, State};
 use crate::market::types::{Address, B256, JobId, ModelId, U256};
 use crate::p2p::{self, Keypair};
-use crate::renter::{Answer, Offer, Renter, is_final};
+use crate::renter::{Answer, Offer, Renter, is_final, regions};
 
 /// The longest name of a region: with `text; region=` before it, it is as long as the contract takes.
 const REGION_BYTES_MAX: usize = 128 - 13;
@@ -52,7 +52,7 @@ pub struct PostArguments {
     /// The most to pay, in the token's smallest unit; the quoted price is what is locked.
     #[arg(long, value_name = "AMOUNT")]
     pay_max: Option<U256>,
-    /// Only hosts of that region may take the job, as `eu-west`: a name as hosts publish it.
+    /// Only hosts of that region are asked and may take the job, as `eu-west`: a name as hosts publish it.
     #[arg(long, value_name = "NAME", value_parser = region)]
     region: Option<String>,
     /// Seconds until the job expires and the money can be taken back.
@@ -138,16 +138,17 @@ pub async fn post(global: &Global, arguments: &PostArguments) -> Result<()> {
     let search = Duration::from_secs(arguments.search_seconds);
     let say = |line: &str| eprintln!("{line}");
     say("looking for hosts ...");
-    let offers =
-        renter.discover(arguments.model, &arguments.prompt, arguments.max_tokens, arguments.token, search).await?;
+    let PostArguments { model, prompt, max_tokens, token, region, .. } = arguments;
+    let offers = renter.discover(*model, prompt, *max_tokens, *token, region.as_deref(), search).await?;
     let Some(offer) = offers.first() else {
-        bail!("no active host serves {} for token {}: is p2p.bootstrap set?", arguments.model, arguments.token);
+        bail!("no active host serves {model} for token {token}: is p2p.bootstrap set?");
     };
     let price = offer.quote.price;
     if let Some(max) = arguments.pay_max {
         ensure!(price <= max, "the cheapest of {} offers costs {price}, more than --pay-max {max}", offers.len());
     }
-    say(&format!("host {} asks {price} ({} offers)", offer.capabilities.host, offers.len()));
+    let host = &offer.capabilities;
+    say(&format!("host {} asks {price} ({}; {} offers)", host.host, regions(host), offers.len()));
     let order = Order {
         model: arguments.model,
         input: renter.deliver(offer, &arguments.prompt).await?,
@@ -165,7 +166,8 @@ pub async fn post(global: &Global, arguments: &PostArguments) -> Result<()> {
     if global.json {
         return print_json(&json!({
             "job": job.id, "state": job.state.name(), "text": answer.text, "tokens": answer.tokens.len(),
-            "paid": job.terms.payment.to_string(), "token": job.terms.token, "receipt": answer.receipt,
+            "paid": job.terms.payment.to_string(), "token": job.terms.token, "regions": host.regions,
+            "receipt": answer.receipt,
         }));
     }
     println!();

@@ -313,7 +313,7 @@ impl Stage {
     }
 
     async fn buy(&self, renter: &Renter, model: ModelId, token: Address, prompt: &str) -> Result<Job> {
-        let offers = renter.discover(model, prompt, 160, token, STEP_WITHIN).await?;
+        let offers = renter.discover(model, prompt, 160, token, None, STEP_WITHIN).await?;
         let offer = offers.first().context("no host was found")?;
         let (unit, decimals) = self.unit(token);
         self.say(&format!(

@@ -58,6 +58,9 @@ pub struct Capabilities {
     pub host: Address,
     pub chain_id: u64,
     pub models: Vec<ModelOffer>,
+    /// Names of the place where the host is, for jobs that ask for one: see [`serves_region`]. Hosts of older versions tell none.
+    #[serde(default)]
+    pub regions: Vec<String>,
     /// The host's signature (65 bytes) of [`peer_statement`].
     pub peer_proof: Bytes,
 }
@@ -177,6 +180,11 @@ pub fn account_hash(account: Address, chain_id: u64, hash: B256) -> B256 {
     MarketAccountMessage { hash }.eip712_signing_hash(&domain)
 }
 
+/// Returns whether a host that calls its place by the names `regions` takes a job that asks for `asked`, or for no region.
+pub fn serves_region(regions: &[String], asked: Option<&str>) -> bool {
+    asked.is_none_or(|asked| regions.iter().any(|region| region.eq_ignore_ascii_case(asked)))
+}
+
 /// Returns the text a host signs to say that `peer` (base58 text) acts for it.
 pub fn peer_statement(peer: &str, host: Address, chain_id: u64, registry: Address) -> String {
     format!("Fabstir: this peer acts for this host.\npeer {peer}\nhost {host}\nchain {chain_id}\nregistry {registry}")
@@ -215,7 +223,7 @@ mod tests {
         let (host, rival) = (PrivateKeySigner::random(), PrivateKeySigner::random());
         let statement = peer_statement(PEER, host.address(), 31337, REGISTRY);
         let peer_proof = signed(&host, &statement);
-        let caps = Capabilities { host: host.address(), chain_id: 31337, models: vec![], peer_proof };
+        let caps = Capabilities { host: host.address(), chain_id: 31337, models: vec![], regions: vec![], peer_proof };
         caps.verify(PEER, 31337, REGISTRY).unwrap();
         assert!(caps.verify("12D3KooWOther", 31337, REGISTRY).is_err());
         assert!(caps.verify(PEER, 1, REGISTRY).unwrap_err().to_string().contains("serves chain 31337, not 1"));
@@ -249,6 +257,33 @@ mod tests {
         assert_ne!(message, account_hash(REGISTRY, 1, hash));
         assert_ne!(message, account_hash(Address::ZERO, 31337, hash));
         assert_ne!(message, account_hash(REGISTRY, 31337, stream_hash(JobId(4), PEER, 31337)));
+    }
+
+    #[test]
+    fn a_host_takes_jobs_of_the_regions_that_it_tells() {
+        let here = ["eu-west".to_owned(), "EU".to_owned()];
+        for (asked, takes) in
+            [(None, true), (Some("eu"), true), (Some("EU-West"), true), (Some("us"), false), (Some("eu-"), false)]
+        {
+            assert_eq!(serves_region(&here, asked), takes, "{asked:?}");
+        }
+        assert!(serves_region(&[], None));
+        assert!(!serves_region(&[], Some("eu")));
+    }
+
+    #[test]
+    fn a_host_of_an_older_version_tells_no_region_and_one_of_an_older_version_reads_over_it() {
+        #[derive(Deserialize)]
+        struct Older {
+            host: Address,
+            models: Vec<ModelOffer>,
+        }
+        let older = format!(r#"{{"host":"{REGISTRY}","chain_id":31337,"models":[],"peer_proof":"0x"}}"#);
+        let told: Capabilities = serde_json::from_str(&older).unwrap();
+        assert_eq!(told.regions, [""; 0]);
+        let newer = Capabilities { regions: vec!["eu".into()], ..told };
+        let read: Older = serde_json::from_str(&serde_json::to_string(&newer).unwrap()).unwrap();
+        assert_eq!((read.host, read.models), (REGISTRY, vec![]));
     }
 
     #[test]

@@ -119,7 +119,13 @@ async fn a_renter_finds_a_host_and_asks_it(transport: &str) {
     let account = PrivateKeySigner::random();
     let statement = peer_statement(&host.id().to_string(), account.address(), 31337, REGISTRY);
     let peer_proof = account.sign_message_sync(statement.as_bytes()).unwrap().as_bytes().into();
-    let ours = Capabilities { host: account.address(), chain_id: 31337, models: vec![], peer_proof };
+    let ours = Capabilities {
+        host: account.address(),
+        chain_id: 31337,
+        models: vec![],
+        regions: vec!["eu".into()],
+        peer_proof,
+    };
     let response = ask(&renter, &mut host, Request::Capabilities, |request, reply| {
         assert_eq!(request, Request::Capabilities);
         reply.send(Response::Capabilities(ours.clone()));

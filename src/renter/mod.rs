@@ -3,10 +3,11 @@
 //! Trusts no host: capabilities are checked against the chain, the answer against the receipt, the receipt against the
 //! chain. Money moves only in [`Renter::post`].
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::call::{self, Call, Order};
 use crate::chain::{Chain, Mined, Signer};
@@ -14,7 +15,8 @@ use crate::market::commitment::tokens_digest;
 use crate::market::event::Event;
 use crate::market::job::{Job, State};
 use crate::market::offer::{
-    Capabilities, Quote, Request, Response, STREAM_VERSION, StreamInit, StreamMessage, account_hash, stream_hash,
+    Capabilities, Quote, Request, Response, STREAM_VERSION, StreamInit, StreamMessage, account_hash, serves_region,
+    stream_hash,
 };
 use crate::market::receipt::SignedReceipt;
 use crate::market::types::{Address, B256, Cid, JobId, ModelId, U256};
@@ -65,28 +67,38 @@ impl Renter {
         Self { chain, p2p, signer, account: None }
     }
 
-    /// Returns hosts that serve `model` and quote a job of that size in `token`, cheapest first. Hosts that do not
-    /// answer, are not who they say, or are not active on chain are left out.
+    /// Returns hosts that serve `model`, take jobs of `region` if one is named, and quote a job of that size in `token`, cheapest
+    /// first. Hosts that do not answer, are not who they say, or are not active on chain are left out.
     ///
     /// # Errors
-    /// If the search fails. Finding nobody within `limit` is an empty list.
+    /// If the search fails, or those found within `limit` are all of other regions. Finding nobody is an empty list.
     pub async fn discover(
         &self,
         model: ModelId,
         prompt: &str,
         max_tokens: u32,
         token: Address,
+        region: Option<&str>,
         limit: Duration,
     ) -> Result<Vec<Offer>> {
-        let mut offers = Vec::new();
-        for (peer, _) in self.p2p.find_hosts(&model, limit).await? {
-            match self.ask(peer, model, prompt, max_tokens, token).await {
-                Ok(offer) => offers.push(offer),
-                Err(error) => tracing::info!(%peer, error = format!("{error:#}"), "left out a host"),
+        let deadline = Instant::now() + limit;
+        let mut offers = Vec::<Offer>::new();
+        loop {
+            for (peer, _) in self.p2p.find_hosts(&model, deadline.saturating_duration_since(Instant::now())).await? {
+                if offers.iter().any(|offer| offer.peer == peer) {
+                    continue;
+                }
+                match self.ask(peer, model, prompt, max_tokens, token).await {
+                    Ok(offer) => offers.push(offer),
+                    Err(error) => tracing::info!(%peer, error = format!("{error:#}"), "left out a host"),
+                }
+            }
+            match of_region(&offers, region) {
+                // Others may be found yet.
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
+                found => return found,
             }
         }
-        offers.sort_by_key(|offer| offer.quote.price);
-        Ok(offers)
     }
 
     async fn ask(&self, peer: PeerId, model: ModelId, prompt: &str, max_tokens: u32, token: Address) -> Result<Offer> {
@@ -274,6 +286,31 @@ impl Renter {
             _ => None,
         });
         refunded.with_context(|| format!("transaction {} refunded nothing", mined.hash))
+    }
+}
+
+/// Returns the offers whose hosts take jobs of `region`, cheapest first.
+///
+/// # Errors
+/// If there are offers and none of them does.
+fn of_region(offers: &[Offer], region: Option<&str>) -> Result<Vec<Offer>> {
+    let takes = |offer: &&Offer| serves_region(&offer.capabilities.regions, region);
+    let mut found: Vec<Offer> = offers.iter().filter(takes).cloned().collect();
+    if let (true, [_, ..], Some(region)) = (found.is_empty(), offers, region) {
+        let told: BTreeSet<String> = offers.iter().map(|offer| regions(&offer.capabilities)).collect();
+        let told: Vec<String> = told.into_iter().collect();
+        bail!("none of {} hosts takes jobs of region {region:?}: offered are {}", offers.len(), told.join("; "));
+    }
+    found.sort_by_key(|offer| offer.quote.price);
+    Ok(found)
+}
+
+/// Returns the regions of a host for a person.
+pub fn regions(host: &Capabilities) -> String {
+    match &host.regions[..] {
+        [] => "no region told".into(),
+        // What a stranger says may hold anything.
+        regions => regions.iter().map(|region| format!("{region:?}")).collect::<Vec<_>>().join(", "),
     }
 }
 

@@ -74,7 +74,8 @@ impl Desk {
         };
         let models = self.engines.iter().map(offer).collect();
         let peer_proof = tokio::runtime::Handle::current().block_on(self.signer.sign_text(&statement))?;
-        Ok(Capabilities { host, chain_id, models, peer_proof })
+        let regions = self.policy.limits.regions.clone();
+        Ok(Capabilities { host, chain_id, models, regions, peer_proof })
     }
 
     fn quote(&self, model: ModelId, max_tokens: u32, token: Address, input_bytes: u64) -> Result<Response> {

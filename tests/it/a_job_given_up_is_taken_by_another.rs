@@ -18,7 +18,7 @@ async fn a_job_given_up_is_taken_by_another() -> Result<()> {
     let rival = world.account("rival").await?;
     world.register(&rival).await?;
     let contracts = world.chain.contracts();
-    let offers = renter.discover(world.model, QUESTION, 32, Address::ZERO, WAIT_MAX).await?;
+    let offers = renter.discover(world.model, QUESTION, 32, Address::ZERO, None, WAIT_MAX).await?;
     let offer = offers.first().context("no host was found")?;
     renter.deliver(offer, QUESTION).await?;
 

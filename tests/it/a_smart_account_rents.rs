@@ -55,7 +55,7 @@ async fn a_smart_account_rents() -> Result<()> {
     let p2p = crate::world::peer(&host.p2p).await?;
     let renter = Renter { account: Some(account), ..Renter::new(world.chain.clone(), p2p, owner) };
 
-    let offers = renter.discover(world.model, QUESTION, 32, world.usd(), WAIT_MAX).await?;
+    let offers = renter.discover(world.model, QUESTION, 32, world.usd(), None, WAIT_MAX).await?;
     let offer = offers.first().context("no host was found")?;
     let input = renter.deliver(offer, QUESTION).await?;
     let order = Order { input, ..world.order(world.usd(), offer.quote.price, 3600) };
@@ -74,7 +74,7 @@ async fn a_smart_account_rents() -> Result<()> {
     let peer = crate::world::peer(&host.p2p).await?;
     let stranger = Renter { account: Some(account), ..Renter::new(world.chain.clone(), peer, bundler) };
     let plain = Renter { account: None, ..renter };
-    stranger.discover(world.model, QUESTION, 32, world.usd(), WAIT_MAX).await?;
+    stranger.discover(world.model, QUESTION, 32, world.usd(), None, WAIT_MAX).await?;
     for asker in [stranger, plain] {
         let refused = format!("{:#}", asker.stream(offer, job, WAIT_MAX, |_| ()).await.expect_err("streamed"));
         assert!(refused.contains("the request is signed by"), "{refused}");

@@ -68,7 +68,8 @@ async fn an_operator_pauses_drains_and_resumes() -> Result<()> {
     let done = host.store.job(second.job).await?.context("stored")?;
     assert!(matches!(done.state, State::Released { .. }), "{:?}", done.state);
     done_once(&host, second.job).await?;
-    let refusal = renter.discover(world.model, "again", 32, Address::ZERO, std::time::Duration::from_secs(2)).await;
+    let refusal =
+        renter.discover(world.model, "again", 32, Address::ZERO, None, std::time::Duration::from_secs(2)).await;
     assert!(refusal.is_err() || refusal.is_ok_and(|offers| offers.is_empty()), "a host that drains makes no offers");
     for (arguments, says) in [
         (["jobs", "retry", "99"], "job 99 is not in the database"),

@@ -218,7 +218,7 @@ impl World {
 
     /// Finds the host, hands it the question, posts and returns the offer with the job.
     pub async fn ask(&self, renter: &Renter, token: Address, seconds: u64) -> Result<(Offer, Posted)> {
-        let offers = renter.discover(self.model, QUESTION, 32, token, WAIT_MAX).await?;
+        let offers = renter.discover(self.model, QUESTION, 32, token, None, WAIT_MAX).await?;
         let offer = offers.first().context("no host was found")?.clone();
         let input = renter.deliver(&offer, QUESTION).await?;
         let posted = renter.post(&Order { input, ..self.order(token, offer.quote.price, seconds) }).await?;
@@ -355,8 +355,13 @@ pub async fn done_once(node: &Node, job: JobId) -> Result<()> {
 
 /// Runs a command beside the node called host, as its operator would.
 pub async fn fabstir(world: &World, arguments: &[&str]) -> Result<Output> {
+    fabstir_as(world, "host", arguments).await
+}
+
+/// Runs a command with the configuration called `name`.
+pub async fn fabstir_as(world: &World, name: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fabstir"));
-    command.arg("--config").arg(world.folder.path().join("host.toml")).args(arguments);
+    command.arg("--config").arg(world.folder.path().join(format!("{name}.toml"))).args(arguments);
     Ok(tokio::task::spawn_blocking(move || command.output()).await??)
 }
 

@@ -6,6 +6,7 @@ use super::super::types::{Cid, ModelId, U256};
 use super::{Circumstances, Outlook, Policy, Served, Turn};
 use crate::market::breaker::expected;
 use crate::market::job::Job;
+use crate::market::offer::serves_region;
 
 /// One rule: returns whether `case` passes, and says its numbers.
 pub type Rule = fn(&Case<'_>, &mut Say) -> bool;
@@ -183,7 +184,7 @@ fn region(case: &Case<'_>, say: &mut Say) -> bool {
         None => say.it(format_args!("none asked")),
         Some(asked) => say.it(format_args!("{asked:?} asked, here {ours:?}")),
     }
-    asked.is_none_or(|asked| ours.iter().any(|region| region.eq_ignore_ascii_case(asked)))
+    serves_region(ours, asked)
 }
 
 fn price(case: &Case<'_>, say: &mut Say) -> bool {
