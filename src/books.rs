@@ -11,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::chain::{Chain, Paid};
-use crate::market::ledger::{Matched, Movement, Payment, Reconciled, Spent, Transfer, Why, mismatched};
+use crate::market::ledger::{
+    Credit, Credited, Matched, Movement, Payment, Reconciled, Spent, Transfer, Why, mismatched, owed,
+};
 use crate::market::types::{Address, B256, U256};
 use crate::store::Store;
 
@@ -51,7 +53,9 @@ pub struct Checked {
     pub unexplained: Vec<Unexplained>,
     /// Settled jobs of which the escrow paid out another sum than the payment.
     pub mismatched: Vec<String>,
-    /// Each token in which the account was paid or paid for a job.
+    /// What the escrow credited the account of ETH and was not withdrawn, in wei.
+    pub credited: U256,
+    /// Each token in which the account was paid, or owed a payment, or paid for a job.
     pub tokens: Vec<CheckedToken>,
 }
 
@@ -65,7 +69,9 @@ pub struct CheckedToken {
     pub others: Vec<Transfer>,
     /// As of [`Checked`].
     pub unexplained: Vec<Unexplained>,
-    /// Payments of jobs that the token moved otherwise than the marketplace says, or not at all.
+    /// What the escrow credited the account, as the token refused it, and was not withdrawn.
+    pub credited: U256,
+    /// Payments and withdrawals that the token moved otherwise than the contracts say, or not at all.
     pub mismatched: Vec<String>,
 }
 
@@ -99,15 +105,19 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
         from.unwrap_or_default()
     );
     let spent = store.spent(us).await?;
-    let mut by_token = BTreeMap::<Address, Vec<Payment>>::new();
+    let mut by_token = BTreeMap::<Address, (Vec<Payment>, Vec<Credit>)>::new();
     for payment in store.payments(us).await? {
-        by_token.entry(payment.token).or_default().push(payment);
+        by_token.entry(payment.token).or_default().0.push(payment);
     }
+    for credit in store.credits(us).await? {
+        by_token.entry(credit.token).or_default().1.push(credit);
+    }
+    let (in_eth, credits) = by_token.remove(&Address::ZERO).unwrap_or_default();
     // What it paid in ETH for jobs it posted is what those transactions sent.
-    let in_eth = by_token.remove(&Address::ZERO).unwrap_or_default().into_iter().map(|payment| payment.movement);
-    let mut movements: Vec<Movement> = in_eth.filter(|movement| movement.why != Why::Posted).collect();
+    let paid = in_eth.iter().map(|payment| payment.movement).filter(|movement| movement.why != Why::Posted);
+    let mut movements: Vec<Movement> = paid.chain(Credited::of(us, &in_eth, &credits).movements).collect();
     movements.extend(spent.iter().map(|tx| Movement { block: tx.block, why: Why::Gas, amount: tx.fee_wei }));
-    let since = from.unwrap_or_else(|| before(&movements, to));
+    let since = from.unwrap_or_else(|| before(movements.iter().map(|movement| movement.block), to));
     let unsettled = others(&chain, us, since, to, &spent).await?;
     // What the node signed and does not know the end of yet is its own all the same.
     let signed = store.signed_here(&unsettled.iter().map(|tx| tx.hash).collect::<Vec<_>>()).await?;
@@ -120,8 +130,8 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
     }
     let (books, unexplained) = reconciled(&chain, us, Address::ZERO, since..=to, &movements).await?;
     let mut tokens = Vec::with_capacity(by_token.len());
-    for (token, payments) in by_token {
-        tokens.push(check_token(&chain, us, token, from, to, &payments).await?);
+    for (token, (payments, credits)) in by_token {
+        tokens.push(check_token(&chain, us, token, from, to, &payments, &credits).await?);
     }
     let header = chain.header(to).await?;
     ensure!(
@@ -129,7 +139,8 @@ pub async fn check(store: &Store, chain: &Chain, us: Address, from: Option<u64>)
         "{} has another block {to} than the database: try again once the node has caught up",
         chain.name(),
     );
-    Ok(Checked { books, others, unexplained, mismatched: mismatched(&store.accounts(us).await?), tokens })
+    let (credited, mismatched) = (owed(&credits), mismatched(&store.accounts(us).await?));
+    Ok(Checked { books, others, unexplained, mismatched, credited, tokens })
 }
 
 async fn check_token(
@@ -139,22 +150,25 @@ async fn check_token(
     from: Option<u64>,
     to: u64,
     payments: &[Payment],
+    credits: &[Credit],
 ) -> Result<CheckedToken> {
-    let from = from.unwrap_or_else(|| before(payments.iter().map(|payment| &payment.movement), to));
+    let credited = owed(credits);
+    let first = payments.iter().map(|payment| payment.movement.block).chain(credits.iter().map(|credit| credit.block));
+    let from = from.unwrap_or_else(|| before(first, to));
     let blocks = from + 1..=to;
     let payments: Vec<Payment> =
         payments.iter().filter(|payment| blocks.contains(&payment.movement.block)).copied().collect();
+    let credits: Vec<Credit> = credits.iter().filter(|credit| blocks.contains(&credit.block)).copied().collect();
     let transfers = chain.transfers(token, us, blocks).await?;
-    let matched = Matched::of(us, chain.contracts().payment_escrow, &payments, &transfers);
+    let matched = Matched::of(us, chain.contracts().payment_escrow, &payments, &credits, &transfers);
     let Matched { movements, others, mismatched } = matched;
     let (books, unexplained) = reconciled(chain, us, token, from..=to, &movements).await?;
-    Ok(CheckedToken { token, books, others, unexplained, mismatched })
+    Ok(CheckedToken { token, books, others, unexplained, credited, mismatched })
 }
 
 /// Returns the block before the first in which something moved; `newest` where nothing did.
-fn before<'a>(movements: impl IntoIterator<Item = &'a Movement>, newest: u64) -> u64 {
-    let first = movements.into_iter().map(|movement| movement.block).min();
-    first.map_or(newest, |block| block.saturating_sub(1).min(newest))
+fn before(moved_in: impl IntoIterator<Item = u64>, newest: u64) -> u64 {
+    moved_in.into_iter().min().map_or(newest, |block| block.saturating_sub(1).min(newest))
 }
 
 /// Compares what `us` has of `token` (the zero address: ETH) at both ends of `blocks`, and finds where movements are missing.

@@ -4,7 +4,7 @@ use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::sol_types::SolCall;
 
 use super::Contracts;
-use super::abi::{Erc20, JobMarketplace, NodeRegistry, ProofSystem, ReputationSystem};
+use super::abi::{Erc20, JobMarketplace, NodeRegistry, PaymentEscrow, ProofSystem, ReputationSystem};
 use crate::market::event::{Commitment, Terms};
 use crate::market::types::{Cid, JobId, ModelId, UnixSeconds};
 
@@ -122,6 +122,11 @@ impl Contracts {
     /// Stops posts and claims for a while; only a guardian may.
     pub fn pause(&self, reason: String) -> Call {
         call(self.job_marketplace, JobMarketplace::pauseCall { reason })
+    }
+
+    /// Sends all that the escrow owes the sender of `token` (the zero address: ETH) to `to`.
+    pub fn withdraw(&self, token: Address, to: Address) -> Call {
+        call(self.payment_escrow, PaymentEscrow::withdrawCall { token, to })
     }
 
     /// Adds to the sender's stake; the registry must be allowed to move the amount.

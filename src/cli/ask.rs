@@ -1,4 +1,4 @@
-//! `fabstir post`, `refund`, `cancel`, `dispute` and `rate`: a renter's side.
+//! `fabstir post`, `refund`, `cancel`, `dispute` and `rate`: a renter's side; and `withdraw`, of a host's as well.
 
 use std::io::Write;
 use std::time::Duration;
@@ -6,9 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
+use super::stake::{Account, MINED_WITHIN};
 use super::{Fault, Global, configuration, print_json, run};
 use crate::chain::call::Order;
-use crate::chain::key;
+use crate::chain::{Signer, key};
+use crate::market::event::Event;
 use crate::market::job::{Job, State};
 use crate::market::types::{Address, B256, JobId, ModelId, U256};
 use crate::p2p::{self, Keypair};
@@ -26,6 +28,12 @@ struct RenterKey {
     /// A file only you may read with its password on the first line.
     #[arg(long, env = "RENTER_PASSWORD_FILE", value_name = "FILE")]
     password_file: std::path::PathBuf,
+}
+
+impl RenterKey {
+    fn open(&self) -> Result<Signer> {
+        key::open(&self.keystore, &self.password_file).map_err(|error| Fault::Usage.of(error))
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -69,6 +77,22 @@ pub struct RefundArguments {
     key: RenterKey,
     /// The job's number.
     job: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct WithdrawArguments {
+    /// The renter's encrypted key; left out: the configured host's account.
+    #[arg(long, env = "RENTER_KEYSTORE", value_name = "FILE", requires = "password_file")]
+    keystore: Option<std::path::PathBuf>,
+    /// A file only you may read with its password on the first line.
+    #[arg(long, env = "RENTER_PASSWORD_FILE", value_name = "FILE", requires = "keystore")]
+    password_file: Option<std::path::PathBuf>,
+    /// What is owed: `eth` or a token's address.
+    #[arg(long, default_value = "eth", value_parser = token)]
+    token: Address,
+    /// Who is to have it; left out: the account itself.
+    #[arg(long, value_name = "ADDRESS")]
+    to: Option<Address>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -118,7 +142,7 @@ fn region(text: &str) -> Result<String, String> {
 
 async fn renter(global: &Global, files: &RenterKey) -> Result<Renter> {
     let config = configuration(global)?;
-    let signer = key::open(&files.keystore, &files.password_file).map_err(|error| Fault::Usage.of(error))?;
+    let signer = files.open()?;
     let chain = run::connect(&config).await?;
     // A renter needs no lasting identity among peers: its account is what hosts check.
     let listen = vec!["/ip4/0.0.0.0/tcp/0".parse()?, "/ip4/0.0.0.0/udp/0/quic-v1".parse()?];
@@ -217,6 +241,34 @@ fn refunded(global: &Global, job: u64, amount: U256) -> Result<()> {
         return print_json(&json!({ "job": job, "refunded": amount.to_string() }));
     }
     println!("job {job}: {amount} refunded");
+    Ok(())
+}
+
+/// Runs `fabstir withdraw`.
+pub async fn withdraw(global: &Global, arguments: &WithdrawArguments) -> Result<()> {
+    let WithdrawArguments { keystore, password_file, token, to } = arguments;
+    let (chain, signer) = match keystore.clone().zip(password_file.clone()) {
+        Some((keystore, password_file)) => {
+            let signer = RenterKey { keystore, password_file }.open()?;
+            (run::connect(&configuration(global)?).await?, signer)
+        }
+        None => {
+            let Account { chain, signer, .. } = Account::open(global).await?;
+            (chain, signer)
+        }
+    };
+    let to = to.unwrap_or(signer.address());
+    let mined = chain.transact(&signer, &chain.contracts().withdraw(*token, to), MINED_WITHIN).await?;
+    let decode = chain.decoder();
+    let withdrawn = mined.logs.iter().find_map(|log| match decode(log) {
+        Ok(Event::CreditWithdrawn { amount, .. }) => Some(amount),
+        _ => None,
+    });
+    let amount = withdrawn.with_context(|| format!("transaction {} withdrew nothing", mined.hash))?;
+    if global.json {
+        return print_json(&json!({ "withdrawn": amount.to_string(), "token": token, "to": to, "tx": mined.hash }));
+    }
+    println!("{amount} of token {token} withdrawn to {to}");
     Ok(())
 }
 

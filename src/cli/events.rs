@@ -149,13 +149,17 @@ fn line(event: &EventRow) -> String {
     line.trim_end().to_owned()
 }
 
+fn unit(token: Address) -> String {
+    if token.is_zero() { "ETH".into() } else { token.to_string() }
+}
+
 /// Returns what an event says besides its name and job, as far as it fits a line.
 fn says(event: &Event) -> String {
     match event {
         Event::JobTerms { terms, .. } => format!(
             "pays {} of {}, at most {} tokens until {}, renter {}",
             terms.payment,
-            if terms.token.is_zero() { "ETH".into() } else { terms.token.to_string() },
+            unit(terms.token),
             terms.max_tokens,
             utc(terms.deadline),
             terms.renter
@@ -171,10 +175,12 @@ fn says(event: &Event) -> String {
         Event::ReleaseDue { at, .. } => format!("from {}", utc(*at)),
         Event::PaymentReleased { host, amount, .. } => format!("{amount} to host {host}"),
         Event::PaymentRefunded { renter, amount, .. } => format!("{amount} to renter {renter}"),
-        Event::EscrowCreated { amount, token, .. } => {
-            format!("{amount} of {}", if token.is_zero() { "ETH".into() } else { token.to_string() })
-        }
+        Event::EscrowCreated { amount, token, .. } => format!("{amount} of {}", unit(*token)),
         Event::EscrowReleased { net, fee, .. } => format!("{net} and {fee} fee"),
+        Event::PaymentCredited { payee, token, amount } => format!("{amount} of {} to {payee}", unit(*token)),
+        Event::CreditWithdrawn { payee, token, to, amount } => {
+            format!("{amount} of {} of {payee} to {to}", unit(*token))
+        }
         Event::HostRegistered { host, stake, .. } => format!("host {host}, stake {stake}"),
         Event::StakeAdded { host, amount } => format!("host {host}, {amount} more"),
         Event::HostSlashed { host, amount } => format!("host {host}, {amount} less"),

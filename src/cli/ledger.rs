@@ -12,7 +12,7 @@ use super::run::connect;
 use super::{Fault, Global, configuration, decimal, plain, print_json, say};
 use crate::books::{self, Checked, CheckedToken, Unexplained};
 use crate::market::ledger::{By, Fate, Gas, Ledger, Line, Reconciled, Why};
-use crate::market::types::Address;
+use crate::market::types::{Address, U256};
 
 /// Transfers of one token for other reasons than a job that are printed; JSON has all.
 const OTHERS_SHOWN: usize = 20;
@@ -96,18 +96,20 @@ fn of_check(checked: &Checked) -> Value {
     json!({
         "right": checked.is_right(), "books": checked.books, "others": checked.others,
         "unexplained": unexplained, "mismatched": checked.mismatched,
+        "credited_not_withdrawn": checked.credited.to_string(),
         "tokens": checked.tokens.iter().map(of_token).collect::<Vec<_>>(),
     })
 }
 
 fn of_token(checked: &CheckedToken) -> Value {
-    let CheckedToken { token, books, others, unexplained, mismatched } = checked;
+    let CheckedToken { token, books, others, unexplained, credited, mismatched } = checked;
     let of = |why| books.of_why(why).to_string();
     let blocks = unexplained.iter().map(|it| json!({ "block": it.block, "amount": it.amount.to_string() }));
     json!({
         "token": token, "from": books.from, "to": books.to, "opening": books.opening.to_string(),
         "income": of(Why::Income), "refunds": of(Why::Refund), "other_in": of(Why::Received),
         "posted": of(Why::Posted), "other_out": of(Why::Sent), "closing": books.closing.to_string(),
+        "credited": of(Why::Credited), "withdrawn": of(Why::Withdrawn), "credited_not_withdrawn": credited.to_string(),
         "unexplained": books.unexplained.to_string(), "unexplained_in": blocks.collect::<Vec<_>>(),
         "others": others, "mismatched": mismatched,
     })
@@ -162,9 +164,10 @@ fn print_check(us: Address, checked: &Checked) -> Result<()> {
     for other in &checked.others {
         say(format!("  not of the node: nonce {} in block {}, {}", other.nonce, other.block, other.hash))?;
     }
+    print_credited(checked.credited)?;
     print_rest(books, "wei", &checked.unexplained, "no transaction of the account")?;
     checked.mismatched.iter().try_for_each(|what| say(format!("  WRONG: {what}")))?;
-    for CheckedToken { token, books, others, unexplained, mismatched } in &checked.tokens {
+    for CheckedToken { token, books, others, unexplained, credited, mismatched } in &checked.tokens {
         let (from, to) = (books.from, books.to);
         say(format!(
             "\nthe account's token {token} from the end of block {from} to the end of block {to}, in its smallest unit"
@@ -180,6 +183,7 @@ fn print_check(us: Address, checked: &Checked) -> Result<()> {
         if others.len() > OTHERS_SHOWN {
             say(format!("  not of a job: {} more, --json has them", others.len() - OTHERS_SHOWN))?;
         }
+        print_credited(*credited)?;
         print_rest(books, "units", unexplained, "no transfer that the token tells of")?;
         mismatched.iter().try_for_each(|what| say(format!("  WRONG: {what}")))?;
     }
@@ -192,7 +196,9 @@ fn print_books(books: &Reconciled) -> Result<()> {
         let (sign, what) = match why {
             Why::Income => ("+", "paid for jobs"),
             Why::Refund => ("+", "refunded of jobs it had posted"),
+            Why::Withdrawn => ("+", "withdrawn of what was credited"),
             Why::Received => ("+", "received by other transfers"),
+            Why::Credited => ("-", "credited by the escrow, not paid"),
             Why::Gas => ("-", "gas of the node's transactions"),
             Why::OtherGas => ("-", "gas of other transactions of its key"),
             Why::Posted => ("-", "paid for jobs it posted"),
@@ -201,6 +207,13 @@ fn print_books(books: &Reconciled) -> Result<()> {
         say(format!("{sign} {what:<34}  {amount:>30}"))?;
     }
     say(format!("  {:<34}  {:>30}", "has", books.closing))
+}
+
+fn print_credited(credited: U256) -> Result<()> {
+    match credited.is_zero() {
+        true => Ok(()),
+        false => say(format!("  credited, not withdrawn: {credited} (`fabstir withdraw`)")),
+    }
 }
 
 fn print_rest(books: &Reconciled, unit: &str, unexplained: &[Unexplained], why: &str) -> Result<()> {

@@ -115,6 +115,8 @@ enum Command {
     Refund(ask::RefundArguments),
     /// Take a job back that no host has claimed.
     Cancel(ask::RefundArguments),
+    /// Withdraw what the escrow owes since the token, or the account, refused it.
+    Withdraw(ask::WithdrawArguments),
     /// Put a completed job before the arbiter, within its challenge window.
     Dispute(ask::DisputeArguments),
     /// Rate the host of a job that was paid for.
@@ -236,6 +238,7 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Post(arguments) => ask::post(global, &arguments).await,
         Command::Refund(arguments) => ask::refund(global, &arguments).await,
         Command::Cancel(arguments) => ask::cancel(global, &arguments).await,
+        Command::Withdraw(arguments) => ask::withdraw(global, &arguments).await,
         Command::Dispute(arguments) => ask::dispute(global, &arguments).await,
         Command::Rate(arguments) => ask::rate(global, &arguments).await,
         Command::Pause(arguments) => control::pause(global, &arguments).await,

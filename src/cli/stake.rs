@@ -17,7 +17,7 @@ use crate::market::types::{Address, U256, UnixSeconds};
 use crate::node;
 
 /// How long a transaction of a command may take to be mined.
-const MINED_WITHIN: Duration = Duration::from_secs(120);
+pub const MINED_WITHIN: Duration = Duration::from_secs(120);
 /// What the registry takes.
 const METADATA_BYTES_MAX: usize = 2048;
 
@@ -46,14 +46,14 @@ pub enum StakeCommand {
 }
 
 /// A command's configuration, connection and account.
-struct Account {
+pub struct Account {
     config: Config,
-    chain: Chain,
-    signer: Signer,
+    pub chain: Chain,
+    pub signer: Signer,
 }
 
 impl Account {
-    async fn open(global: &Global) -> Result<Account> {
+    pub async fn open(global: &Global) -> Result<Account> {
         let config = configuration(global)?;
         let host = section(&config, global)?;
         super::refuse_while_running(&config)?;

@@ -270,6 +270,21 @@ pub enum Event {
         #[serde(serialize_with = "super::types::decimal")]
         fee: U256,
     },
+    /// The escrow could not pay `payee` and owes it that since.
+    PaymentCredited {
+        payee: Address,
+        token: Address,
+        #[serde(serialize_with = "super::types::decimal")]
+        amount: U256,
+    },
+    /// `payee` had what the escrow owed it sent.
+    CreditWithdrawn {
+        payee: Address,
+        token: Address,
+        to: Address,
+        #[serde(serialize_with = "super::types::decimal")]
+        amount: U256,
+    },
     HostRegistered {
         host: Address,
         #[serde(serialize_with = "super::types::decimal")]
@@ -347,6 +362,8 @@ impl Event {
             Event::PaymentRefunded { .. } => "PaymentRefunded",
             Event::EscrowCreated { .. } => "EscrowCreated",
             Event::EscrowReleased { .. } => "EscrowReleased",
+            Event::PaymentCredited { .. } => "PaymentCredited",
+            Event::CreditWithdrawn { .. } => "CreditWithdrawn",
             Event::HostRegistered { .. } => "NodeRegistered",
             Event::HostUnregistered { .. } => "NodeUnregistered",
             Event::StakeAdded { .. } => "StakeAdded",
@@ -373,7 +390,9 @@ impl Event {
             | Event::EscrowCreated { job, .. }
             | Event::EscrowReleased { job, .. } => Some(*job),
             Event::Noted { job, .. } => *job,
-            Event::HostRegistered { .. }
+            Event::PaymentCredited { .. }
+            | Event::CreditWithdrawn { .. }
+            | Event::HostRegistered { .. }
             | Event::HostUnregistered { .. }
             | Event::StakeAdded { .. }
             | Event::HostSlashed { .. }

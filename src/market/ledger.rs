@@ -238,8 +238,12 @@ pub enum Why {
     Income,
     /// A job that we had posted was refunded.
     Refund,
+    /// What the escrow owed us came.
+    Withdrawn,
     /// Any other transfer of a token to us.
     Received,
+    /// The escrow could not pay a job or a refund to us, and owes it since.
+    Credited,
     /// Gas of the node's transactions.
     Gas,
     /// Gas of transactions of the account that the node's file does not have: of commands, or of another wallet.
@@ -252,7 +256,7 @@ pub enum Why {
 
 impl Why {
     fn adds(self) -> bool {
-        matches!(self, Why::Income | Why::Refund | Why::Received)
+        matches!(self, Why::Income | Why::Refund | Why::Withdrawn | Why::Received)
     }
 }
 
@@ -275,6 +279,63 @@ pub struct Payment {
     pub movement: Movement,
 }
 
+/// What the escrow says that it owes the account, as it could not pay it, or that the account then had sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credit {
+    /// The zero address is ETH.
+    pub token: Address,
+    pub block: u64,
+    pub tx: B256,
+    pub amount: U256,
+    /// Where it was sent; `None`: it is owed from here on.
+    pub to: Option<Address>,
+}
+
+/// Payments in one token beside what the escrow credited of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credited {
+    /// The payments that were made at once.
+    pub paid: Vec<Payment>,
+    /// What the other payments did not bring, and what was withdrawn.
+    pub movements: Vec<Movement>,
+}
+
+impl Credited {
+    /// Finds for each payment to `us` what was credited in its place: as much of its token in the same transaction.
+    pub fn of(us: Address, payments: &[Payment], credits: &[Credit]) -> Self {
+        let mut owed = BTreeMap::<(B256, Address, U256), u64>::new();
+        let mut credited = Self::default();
+        for &Credit { token, block, tx, amount, to } in credits {
+            let Some(to) = to else {
+                *owed.entry((tx, token, amount)).or_default() += 1;
+                continue;
+            };
+            credited.movements.push(Movement { block, why: Why::Withdrawn, amount });
+            credited.movements.extend((to != us).then_some(Movement { block, why: Why::Sent, amount }));
+        }
+        for payment in payments {
+            let Payment { token, tx, movement: Movement { block, why, amount }, .. } = *payment;
+            match owed.get_mut(&(tx, token, amount)).filter(|count| why.adds() && **count > 0) {
+                Some(count) => {
+                    *count -= 1;
+                    credited.movements.push(Movement { block, why: Why::Credited, amount });
+                }
+                None => credited.paid.push(*payment),
+            }
+        }
+        credited
+    }
+}
+
+/// Returns what the escrow owes of what it credited.
+pub fn owed(credits: &[Credit]) -> U256 {
+    let sum = |sent: bool| {
+        let some = credits.iter().filter(|credit| credit.to.is_some() == sent);
+        some.fold(U256::ZERO, |sum, credit| sum.saturating_add(credit.amount))
+    };
+    sum(false).saturating_sub(sum(true))
+}
+
 /// What a token says that it moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Transfer {
@@ -289,51 +350,49 @@ pub struct Transfer {
 /// The payments in one token beside its transfers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matched {
-    /// The payments, and the transfers that are none.
+    /// The payments, what was credited and withdrawn, and the transfers that are neither.
     pub movements: Vec<Movement>,
-    /// The transfers that are no payment.
+    /// The transfers that are neither.
     pub others: Vec<Transfer>,
-    /// Payments that the token moved otherwise, or not at all.
+    /// Payments and withdrawals that the token moved otherwise, or not at all.
     pub mismatched: Vec<String>,
 }
 
 impl Matched {
-    /// Finds for each payment the transfer between `us` and `escrow` in the same transaction that moved it: one of the same amount, or
-    /// else another, which is told.
-    pub fn of(us: Address, escrow: Address, payments: &[Payment], transfers: &[Transfer]) -> Self {
+    /// Finds for each payment that was not credited, and each credit that `us` withdrew to itself, the transfer between `us` and
+    /// `escrow` in the same transaction that moved it: one of the same amount, or else another, which is told.
+    pub fn of(us: Address, escrow: Address, payments: &[Payment], credits: &[Credit], transfers: &[Transfer]) -> Self {
         let mut places = BTreeMap::<(B256, Address, Address), BTreeSet<usize>>::new();
         for (place, transfer) in transfers.iter().enumerate() {
             places.entry((transfer.tx, transfer.from, transfer.to)).or_default().insert(place);
         }
-        let ends = |payment: &Payment| match payment.movement.why.adds() {
-            true => (payment.tx, escrow, us),
-            false => (payment.tx, us, escrow),
-        };
-        let mut take = |payment: &Payment, amount: Option<U256>| {
-            let places = places.get_mut(&ends(payment))?;
+        let mut take = |due: &Transfer, amount: Option<U256>| {
+            let places = places.get_mut(&(due.tx, due.from, due.to))?;
             let place = places.iter().copied().find(|place| amount.is_none_or(|it| it == transfers[*place].amount))?;
             places.remove(&place).then_some(place)
         };
+        let credited = Credited::of(us, payments, credits);
         let (mut taken, mut left) = (BTreeSet::new(), Vec::new());
-        for payment in payments {
-            match take(payment, Some(payment.movement.amount)) {
+        for (what, token, due) in due(us, escrow, &credited.paid, credits) {
+            match take(&due, Some(due.amount)) {
                 Some(place) => {
                     taken.insert(place);
                 }
-                None => left.push(payment),
+                None => left.push((what, token, due)),
             }
         }
         let mut matched = Self::default();
-        for payment in left {
-            let Payment { job, token, tx, movement: Movement { block, amount, .. } } = payment;
-            let place = take(payment, None);
+        for (what, token, due) in left {
+            let place = take(&due, None);
             taken.extend(place);
             let moved = place.map_or("nothing".into(), |place| transfers[place].amount.to_string());
-            matched.mismatched.push(format!(
-                "job {job}: the payment was {amount} of token {token}, which moved {moved} in block {block}, {tx}"
-            ));
+            let Transfer { block, tx, amount, .. } = due;
+            matched
+                .mismatched
+                .push(format!("{what} was {amount} of token {token}, which moved {moved} in block {block}, {tx}"));
         }
         matched.movements.extend(payments.iter().map(|payment| payment.movement));
+        matched.movements.extend(credited.movements);
         for (place, transfer) in transfers.iter().enumerate().filter(|(place, _)| !taken.contains(place)) {
             let Transfer { block, from, to, amount, .. } = *transfer;
             let ways = [(to, Why::Received), (from, Why::Sent)].into_iter().filter(|(end, _)| *end == us);
@@ -342,6 +401,21 @@ impl Matched {
         }
         matched
     }
+}
+
+/// Returns the transfers between `us` and `escrow` that these payments and withdrawals are, each with what it is and its token.
+fn due(us: Address, escrow: Address, paid: &[Payment], credits: &[Credit]) -> Vec<(String, Address, Transfer)> {
+    let payment = |payment: &Payment| {
+        let Payment { job, token, tx, movement: Movement { block, why, amount } } = *payment;
+        let (from, to) = if why.adds() { (escrow, us) } else { (us, escrow) };
+        (format!("job {job}: the payment"), token, Transfer { block, tx, from, to, amount })
+    };
+    let withdrawal = |credit: &Credit| {
+        let Credit { token, block, tx, amount, .. } = *credit;
+        ("what was withdrawn".to_owned(), token, Transfer { block, tx, from: escrow, to: us, amount })
+    };
+    let withdrawn = credits.iter().filter(|credit| credit.to == Some(us));
+    paid.iter().map(payment).chain(withdrawn.map(withdrawal)).collect()
 }
 
 /// The account's ETH, or what it has of a token, from the end of one block to the end of another.
@@ -559,7 +633,18 @@ mod tests {
     }
 
     fn movements() -> impl Strategy<Value = Vec<Movement>> {
-        let whys = [Why::Income, Why::Refund, Why::Received, Why::Gas, Why::OtherGas, Why::Posted, Why::Sent].to_vec();
+        let whys = [
+            Why::Income,
+            Why::Refund,
+            Why::Withdrawn,
+            Why::Received,
+            Why::Credited,
+            Why::Gas,
+            Why::OtherGas,
+            Why::Posted,
+            Why::Sent,
+        ]
+        .to_vec();
         let one = (0..20u64, prop::sample::select(whys), any::<u32>());
         let one = one.prop_map(|(block, why, amount)| Movement { block, why, amount: wei(amount.into()) });
         prop::collection::vec(one, 0..20)
@@ -582,7 +667,7 @@ mod tests {
 
     #[test]
     fn a_payment_is_the_transfer_of_its_transaction_between_us_and_the_escrow() {
-        let of = |payments: &[Payment], transfers: &[Transfer]| Matched::of(US, ESCROW, payments, transfers);
+        let of = |payments: &[Payment], transfers: &[Transfer]| Matched::of(US, ESCROW, payments, &[], transfers);
         let income = paid(Why::Income, 1, 97);
         let right = moved(ESCROW, US, 1, 97);
         assert_eq!(of(&[income], &[right]).others, []);
@@ -601,6 +686,41 @@ mod tests {
         assert!(matched.mismatched[0].contains("was 50 of") && matched.mismatched[0].contains("moved 49 in block 5"));
         let books = Reconciled::of(4, 5, wei(0), &matched.movements, wei(97 + 49));
         assert_eq!(books.unexplained, I256::MINUS_ONE, "what it kept is left");
+    }
+
+    fn credit(tx: u8, amount: u64, to: Option<Address>) -> Credit {
+        Credit { token: TOKEN, block: 5, tx: B256::repeat_byte(tx), amount: wei(amount), to }
+    }
+
+    #[test]
+    fn what_the_escrow_credited_is_owed_until_it_is_withdrawn() {
+        // Payments that the token moved otherwise, what is left unexplained, and what is owed.
+        let of = |payments: &[Payment], credits: &[Credit], transfers: &[Transfer]| {
+            let matched = Matched::of(US, ESCROW, payments, credits, transfers);
+            let closing = transfers.iter().fold(U256::ZERO, |sum, it| sum + it.amount);
+            let books = Reconciled::of(4, 5, wei(0), &matched.movements, closing);
+            (matched.mismatched.len() + matched.others.len(), books.unexplained.as_i64(), owed(credits).to::<u64>())
+        };
+        let (income, refund) = (paid(Why::Income, 1, 97), paid(Why::Refund, 2, 50));
+        let (first, second) = (credit(1, 97, None), credit(2, 50, None));
+        assert_eq!(of(&[income, refund], &[first, second], &[]), (0, 0, 147));
+        assert_eq!(of(&[income, refund], &[first], &[]), (1, -50, 97), "the other is missing");
+        // Of another transaction, amount or token: not this payment's.
+        for other in [credit(2, 97, None), credit(1, 96, None), Credit { token: RIVAL, ..first }] {
+            assert_eq!(of(&[income], &[other], &[]).0, 1, "{other:?}");
+        }
+        // What the account pays in is never credited.
+        assert_eq!(of(&[paid(Why::Posted, 1, 97)], &[first], &[]).0, 1);
+        // Two of one amount in one transaction, of which the token refused one.
+        assert_eq!(of(&[income, income], &[first], &[moved_by(&income)]), (0, 0, 97));
+        let withdrawn = credit(3, 97, Some(US));
+        assert_eq!(of(&[income], &[first, withdrawn], &[moved(ESCROW, US, 3, 97)]), (0, 0, 0));
+        assert_eq!(of(&[income], &[first, withdrawn], &[]), (1, -97, 0), "the token moved nothing");
+        assert_eq!(of(&[income], &[first, credit(3, 97, Some(RIVAL))], &[]), (0, 0, 0), "it is another's");
+        // Withdrawn in the transaction that credits it.
+        assert_eq!(of(&[income], &[first, credit(1, 97, Some(US))], &[moved_by(&income)]), (0, 0, 0));
+        // The treasury's, of which no job of its own tells.
+        assert_eq!(of(&[], &[first], &[]), (0, 0, 97));
     }
 
     proptest! {
@@ -633,8 +753,8 @@ mod tests {
             let more = I256::try_from(more).expect("small");
             let books = Reconciled::of(3, 15, opening, &moved, closing.wrapping_add(more.into_raw()));
             let of = |whys: &[Why]| whys.iter().fold(U256::ZERO, |sum, why| sum + books.of_why(*why));
-            let came = of(&[Why::Income, Why::Refund, Why::Received]);
-            let went = of(&[Why::Gas, Why::OtherGas, Why::Posted, Why::Sent]);
+            let came = of(&[Why::Income, Why::Refund, Why::Withdrawn, Why::Received]);
+            let went = of(&[Why::Credited, Why::Gas, Why::OtherGas, Why::Posted, Why::Sent]);
             prop_assert_eq!(books.unexplained, more);
             prop_assert_eq!((opening + came - went).wrapping_add(books.unexplained.into_raw()), books.closing);
             // A day split in two is the same day.
@@ -646,20 +766,29 @@ mod tests {
         /// Whatever else the token moved, in the same transactions and by the same amounts.
         #[test]
         fn each_payment_has_its_transfer_and_the_rest_are_others(
-            payments in prop::collection::vec((0..3usize, 0..4u8, 1..3u64), 0..8),
+            payments in prop::collection::vec((0..3usize, 0..4u8, 1..3u64, any::<bool>()), 0..8),
             strangers in prop::collection::vec((0..4usize, 0..4u8, 0..3u64), 0..8),
             order in any::<u64>(),
             lost in any::<prop::sample::Index>(),
         ) {
-            let payments: Vec<Payment> =
-                payments.iter().map(|(why, tx, amount)| paid([Why::Income, Why::Refund, Why::Posted][*why], *tx, *amount)).collect();
+            let (refused, made): (Vec<_>, Vec<_>) = payments.iter().partition(|(why, _, _, refused)| *refused && *why < 2);
+            let of = |(why, tx, amount, _): &(usize, u8, u64, bool)| paid([Why::Income, Why::Refund, Why::Posted][*why], *tx, *amount);
+            let (refused, made): (Vec<Payment>, Vec<Payment>) =
+                (refused.iter().map(|it| of(it)).collect(), made.iter().map(|it| of(it)).collect());
+            let payments = [&made[..], &refused[..]].concat();
+            // What the token refused was credited, and withdrawn at last.
+            let refused = refused.iter().map(|it| credit(it.tx[0], it.movement.amount.to(), None));
+            let mut credits: Vec<Credit> = refused.collect();
+            let withdrawn = credit(9, owed(&credits).to(), Some(US));
+            credits.push(withdrawn);
             let strangers: Vec<Transfer> = strangers.iter().map(|(way, tx, amount)| {
                 let (from, to) = [(RIVAL, US), (US, RIVAL), (US, US), (RIVAL, US)][*way];
                 moved(from, to, *tx, *amount)
             }).collect();
-            let mut transfers: Vec<Transfer> = payments.iter().map(moved_by).chain(strangers.iter().copied()).collect();
+            let mut transfers: Vec<Transfer> = made.iter().map(moved_by).chain(strangers.iter().copied()).collect();
+            transfers.push(moved(ESCROW, US, 9, withdrawn.amount.to()));
             transfers.sort_by_key(|it| (it.amount.wrapping_mul(U256::from(order | 1)), it.from, it.to, it.tx));
-            let matched = Matched::of(US, ESCROW, &payments, &transfers);
+            let matched = Matched::of(US, ESCROW, &payments, &credits, &transfers);
             prop_assert_eq!(&matched.mismatched, &Vec::<String>::new());
             let sorted = |mut of: Vec<Transfer>| { of.sort_by_key(|it| (it.tx, it.from, it.to, it.amount)); of };
             prop_assert_eq!(sorted(matched.others.clone()), sorted(strangers));
@@ -671,11 +800,11 @@ mod tests {
             });
             prop_assert_eq!(Reconciled::of(0, 9, had, &matched.movements, closing).unexplained, I256::ZERO);
             // Without one of them its payment is told, and no other.
-            if !payments.is_empty() {
-                let lost = lost.get(&payments);
+            if !made.is_empty() {
+                let lost = lost.get(&made);
                 let gone = transfers.iter().position(|it| *it == moved_by(lost)).expect("it is there");
                 transfers.remove(gone);
-                let matched = Matched::of(US, ESCROW, &payments, &transfers);
+                let matched = Matched::of(US, ESCROW, &payments, &credits, &transfers);
                 prop_assert_eq!(matched.mismatched.len(), 1);
             }
         }

@@ -9,7 +9,7 @@ use sqlx::{Row, SqliteConnection};
 use super::{SqliteRow, Store, address, amount, raw_log};
 use crate::market::event::Event;
 use crate::market::job::{Job, State};
-use crate::market::ledger::{Account, Movement, Payment, Spent, Why, taken};
+use crate::market::ledger::{Account, Credit, Movement, Payment, Spent, Why, taken};
 use crate::market::types::{Address, B256, JobId, U256};
 
 /// Jobs folded at once.
@@ -129,6 +129,28 @@ impl Store {
             payments.push(Payment { job, token: address(row, 7)?, tx: log.tx, movement });
         }
         Ok(payments)
+    }
+
+    /// Returns what the escrow credited `us`, whom it could not pay, and what `us` withdrew of that, in chain order.
+    pub async fn credits(&self, us: Address) -> Result<Vec<Credit>> {
+        let rows = sqlx::query(
+            "SELECT number, hash, log_index, tx_hash, address, topics, data FROM log JOIN block ON block.seq = log.block
+             WHERE canonical = 1 AND log.job IS NULL AND kind IN ('PaymentCredited', 'CreditWithdrawn')
+             ORDER BY number, log_index",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        let mut credits = Vec::new();
+        for row in &rows {
+            let log = raw_log(row)?;
+            let (token, amount, to) = match (self.decode)(&log) {
+                Ok(Event::PaymentCredited { payee, token, amount }) if payee == us => (token, amount, None),
+                Ok(Event::CreditWithdrawn { payee, token, to, amount }) if payee == us => (token, amount, Some(to)),
+                _ => continue,
+            };
+            credits.push(Credit { token, block: log.block.number, tx: log.tx, amount, to });
+        }
+        Ok(credits)
     }
 }
 

@@ -8,6 +8,7 @@ mod a_job_given_up_is_taken_by_another;
 mod a_node_that_cannot_work_refuses_to_start;
 mod a_node_that_is_told_to_stop_finishes_what_it_has;
 mod a_pause_meets_a_pending_claim;
+mod a_payment_that_the_token_refused_is_withdrawn_later;
 mod a_renter_finds_a_host_of_its_region;
 mod a_reorg_gives_a_number_to_another_order;
 mod a_smart_account_rents;

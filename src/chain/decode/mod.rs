@@ -102,11 +102,15 @@ fn from_escrow(event: PaymentEscrowEvents) -> Result<Event> {
     use PaymentEscrowEvents as E;
     read!(event, E {
         EscrowCreated(e) => Event::EscrowCreated { job: job_id(e.jobId)?, amount: e.amount, token: e.token },
-        EscrowReleased(e) => Event::EscrowReleased { job: job_id(e.jobId)?, net: e.amount, fee: e.fee }
+        EscrowReleased(e) => Event::EscrowReleased { job: job_id(e.jobId)?, net: e.amount, fee: e.fee },
+        PaymentCredited(e) => Event::PaymentCredited { payee: e.payee, token: e.token, amount: e.amount },
+        CreditWithdrawn(e) => {
+            Event::CreditWithdrawn { payee: e.payee, token: e.token, to: e.to, amount: e.amount }
+        }
     } jobs {
         EscrowRefunded, EscrowDisputed, DisputeResolved, RefundRequested
     } others {
-        PaymentCredited, CreditWithdrawn, FeeChanged, OwnershipTransferred
+        FeeChanged, OwnershipTransferred
     })
 }
 

@@ -262,12 +262,12 @@ fn spoken_goldens() -> Vec<(&'static str, RawLog, Event)> {
         (
             "PaymentCredited(address,address,uint256)",
             log(safe, escrow::PaymentCredited { payee: HOST, token: HOST, amount }),
-            noted("PaymentCredited", None),
+            Event::PaymentCredited { payee: HOST, token: HOST, amount },
         ),
         (
             "CreditWithdrawn(address,address,address,uint256)",
             log(safe, escrow::CreditWithdrawn { payee: HOST, token: HOST, to: RENTER, amount }),
-            noted("CreditWithdrawn", None),
+            Event::CreditWithdrawn { payee: HOST, token: HOST, to: RENTER, amount },
         ),
         (
             "NodeRegistered(address,uint256,string)",
