@@ -774,7 +774,7 @@ mod tests {
             let (refused, made): (Vec<_>, Vec<_>) = payments.iter().partition(|(why, _, _, refused)| *refused && *why < 2);
             let of = |(why, tx, amount, _): &(usize, u8, u64, bool)| paid([Why::Income, Why::Refund, Why::Posted][*why], *tx, *amount);
             let (refused, made): (Vec<Payment>, Vec<Payment>) =
-                (refused.iter().map(|it| of(it)).collect(), made.iter().map(|it| of(it)).collect());
+                (refused.into_iter().map(of).collect(), made.into_iter().map(of).collect());
             let payments = [&made[..], &refused[..]].concat();
             // What the token refused was credited, and withdrawn at last.
             let refused = refused.iter().map(|it| credit(it.tx[0], it.movement.amount.to(), None));
