@@ -219,14 +219,14 @@ pub async fn job(global: &Global, command: &JobCommand) -> Result<()> {
     let state = describe(&job, next);
     let done = match command {
         JobCommand::Retry { .. } => {
-            let failing = store.failing(id).await?;
+            let failing = store.failing(&job).await?;
             let failed = !failing.is_empty();
             match next {
                 Next::Done(Outcome::Abandoned) => {}
                 Next::Do(_) | Next::Wait(_) if failed => {}
                 _ => return Err(Fault::Usage.of(anyhow!("job {id} is {state}: there is nothing to retry"))),
             }
-            store.retry(id).await?;
+            store.retry(&job).await?;
             for (duty, error) in &failing {
                 if !global.json {
                     say(format!("{duty} had failed: {}", plain(error)))?;

@@ -59,7 +59,11 @@ pub enum Work {
         deal: Option<B256>,
     },
     /// What was chosen is not on the chain any more: should it come back it is judged anew.
-    Withdrawn { at: UnixSeconds },
+    Withdrawn {
+        at: UnixSeconds,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deal: Option<B256>,
+    },
     /// The model ran. `transcript` is the content id of the token records.
     Inferred {
         at: UnixSeconds,
@@ -92,7 +96,11 @@ pub enum Work {
         deal: Option<B256>,
     },
     /// The operator has it taken up again: what was given up, and the choice of a job that is not claimed yet, counts no more.
-    Retried { at: UnixSeconds },
+    Retried {
+        at: UnixSeconds,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deal: Option<B256>,
+    },
 }
 
 impl Work {
@@ -100,13 +108,13 @@ impl Work {
     pub fn at(&self) -> UnixSeconds {
         match self {
             Work::Chosen { at, .. }
-            | Work::Withdrawn { at }
+            | Work::Withdrawn { at, .. }
             | Work::Inferred { at, .. }
             | Work::Proved { at, .. }
             | Work::Announced { at, .. }
             | Work::ClaimFailed { at, .. }
             | Work::Abandoned { at, .. }
-            | Work::Retried { at } => *at,
+            | Work::Retried { at, .. } => *at,
         }
     }
 
@@ -114,11 +122,14 @@ impl Work {
     fn is_of_another(&self, terms: &Terms) -> bool {
         match self {
             Work::Chosen { deal, .. }
+            | Work::Withdrawn { deal, .. }
             | Work::Announced { deal, .. }
             | Work::ClaimFailed { deal, .. }
-            | Work::Abandoned { deal, .. } => deal.is_some_and(|deal| deal != terms.deal()),
+            | Work::Abandoned { deal, .. }
+            | Work::Retried { deal, .. } => deal.is_some_and(|deal| deal != terms.deal()),
             Work::Inferred { order, .. } => order.is_some_and(|order| order != terms.order()),
-            Work::Withdrawn { .. } | Work::Proved { .. } | Work::Retried { .. } => false,
+            // Bound to its order by the beacon of its commitment.
+            Work::Proved { .. } => false,
         }
     }
 
@@ -710,7 +721,7 @@ mod tests {
 
     #[test]
     fn a_retried_job_is_taken_up_where_it_was_left() {
-        let retried = || Fact::Work(Work::Retried { at: UnixSeconds(6) });
+        let retried = || Fact::Work(Work::Retried { at: UnixSeconds(6), deal: None });
         owes(&[posted(), chosen(), abandoned(), retried()], EARLY, Do(Consider));
         owes(&[posted(), chosen(), abandoned(), retried(), chosen()], EARLY, Wait("our claim"));
         owes(&[posted(), claimed(US), chosen(), abandoned(), retried()], EARLY, Do(Infer));
@@ -852,7 +863,7 @@ mod tests {
         let (output, transcript, order) = (Cid::of(b"o"), Cid::of(b"t"), Some(terms.order()));
         let inferred = Fact::Work(Work::Inferred { at, commitment: COMMITMENT, output, transcript, order });
         let given_up = Fact::Work(Work::Abandoned { at, reason: "no disk".into(), deal: Some(terms.deal()) });
-        let again = Fact::Work(Work::Retried { at });
+        let again = Fact::Work(Work::Retried { at, deal: Some(terms.deal()) });
         let in_vain = |kind, facts: &[&Fact]| {
             let facts: Vec<Fact> = facts.iter().copied().cloned().collect();
             super::in_vain(kind, Job::fold(ID, &facts).expect("no conflict").as_ref(), US, at)
@@ -886,7 +897,7 @@ mod tests {
         let ours = chose(Some(terms.deal()));
         let failed_of = |deal| Fact::Work(Work::ClaimFailed { at: UnixSeconds(2), reason: String::new(), deal });
         let failed = failed_of(Some(terms.deal()));
-        let withdrawn = Fact::Work(Work::Withdrawn { at: UnixSeconds(3) });
+        let withdrawn = Fact::Work(Work::Withdrawn { at: UnixSeconds(3), deal: None });
         owes(&[posted(), ours.clone()], EARLY, Wait("our claim"));
         owes(&[posted(), chose(Some(B256::ZERO))], EARLY, Do(Consider));
         owes(&[posted(), chose(Some(B256::ZERO)), failed.clone()], EARLY, Do(Consider));
@@ -921,9 +932,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_back_or_taken_up_again_of_another_order_counts_for_nothing() {
+        let Fact::Chain { event: Event::JobTerms { terms, .. }, .. } = posted() else { panic!("terms") };
+        let [ours, others] = [Some(terms.deal()), Some(Terms { seed: 2, ..terms }.deal())];
+        fn withdrawn(deal: Option<B256>) -> Fact {
+            Fact::Work(Work::Withdrawn { at: UnixSeconds(6), deal })
+        }
+        fn retried(deal: Option<B256>) -> Fact {
+            Fact::Work(Work::Retried { at: UnixSeconds(6), deal })
+        }
+        for undone in [withdrawn as fn(Option<B256>) -> Fact, retried] {
+            owes(&[posted(), chosen(), undone(others)], EARLY, Wait("our claim"));
+            owes(&[posted(), chosen(), claim_failed(), undone(others)], EARLY, Done(Lost));
+            for deal in [ours, None] {
+                owes(&[posted(), chosen(), undone(deal)], EARLY, Do(Consider));
+                owes(&[posted(), chosen(), claim_failed(), undone(deal)], EARLY, Do(Consider));
+            }
+        }
+        owes(&[posted(), claimed(US), abandoned(), retried(others)], EARLY, Do(Fail));
+        owes(&[posted(), claimed(US), abandoned(), retried(ours)], EARLY, Do(Infer));
+        owes(&[posted(), claimed(US), abandoned(), withdrawn(ours)], EARLY, Do(Fail));
+    }
+
+    #[test]
     fn notes_of_older_files_name_no_order_and_count() {
         for (note, name) in [
             (r#"{"did":"announced","at":1}"#, "Announced"),
+            (r#"{"did":"withdrawn","at":1}"#, "Withdrawn"),
+            (r#"{"did":"retried","at":1}"#, "Retried"),
             (r#"{"did":"claim_failed","at":1,"reason":"no"}"#, "ClaimFailed"),
             (r#"{"did":"abandoned","at":1,"reason":"no"}"#, "Abandoned"),
         ] {

@@ -220,15 +220,16 @@ impl Store {
         Ok(())
     }
 
-    /// Has a job taken up again: what was given up counts no more, nor do the attempts so far, of duties and of transactions that
-    /// came to nothing. Their rows stay, the transactions' under keys with `~`.
-    pub async fn retry(&self, job: JobId) -> Result<()> {
-        let at = self.time().await?;
+    /// Has a job taken up again: what was given up of this order counts no more, nor do the attempts so far, of its duties and of
+    /// transactions that came to nothing. Their rows stay, the transactions' under keys with `~`.
+    pub async fn retry(&self, job: &Job) -> Result<()> {
+        let (at, deal, job) = (self.time().await?, job.terms.deal(), job.id);
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        insert_work(&mut tx, job, &Work::Retried { at }).await?;
-        sqlx::query("DELETE FROM lease WHERE job = ? AND until <= ?")
+        insert_work(&mut tx, job, &Work::Retried { at, deal: Some(deal) }).await?;
+        sqlx::query("DELETE FROM lease WHERE job = ? AND until <= ? AND ifnull(deal = ?, 1)")
             .bind(job.0 as i64)
             .bind(clock().0 as i64)
+            .bind(deal.as_slice())
             .execute(&mut *tx)
             .await?;
         sqlx::query(
@@ -261,12 +262,15 @@ impl Store {
     }
 
     /// Returns for which duties of a job the attempts so far failed, with the last error of each.
-    pub async fn failing(&self, job: JobId) -> Result<Vec<(String, String)>> {
-        let rows =
-            sqlx::query("SELECT duty, last_error FROM lease WHERE job = ? AND last_error IS NOT NULL ORDER BY duty")
-                .bind(job.0 as i64)
-                .fetch_all(&self.readers)
-                .await?;
+    pub async fn failing(&self, job: &Job) -> Result<Vec<(String, String)>> {
+        let rows = sqlx::query(
+            "SELECT duty, last_error FROM lease
+             WHERE job = ? AND last_error IS NOT NULL AND ifnull(deal = ?, 1) ORDER BY duty",
+        )
+        .bind(job.id.0 as i64)
+        .bind(job.terms.deal().to_vec())
+        .fetch_all(&self.readers)
+        .await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
@@ -364,7 +368,9 @@ impl Span {
         let rows = sqlx::query(
             "SELECT work.job, work.at FROM work JOIN job ON job.id = work.job
              WHERE +seq > ?1 AND work.did = 'Abandoned' AND work.at > ?2
-                 AND NOT EXISTS (SELECT 1 FROM work AS later WHERE later.job = work.job AND later.did = 'Retried' AND later.seq > work.seq)
+                 AND NOT EXISTS (SELECT 1 FROM work AS later
+                                 WHERE later.job = work.job AND later.did = 'Retried' AND later.seq > work.seq
+                                     AND ifnull(later.body ->> '$.deal' = work.body ->> '$.deal', 1))
                  AND substr(json_extract(work.body, '$.reason'), 1, length(?3)) <> ?3
                  AND (job.host = ?4 OR EXISTS (SELECT 1 FROM tx_intent
                                                WHERE job = work.job AND kind = 'claim' AND state = 'mined' AND signer = ?4))",

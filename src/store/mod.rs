@@ -54,7 +54,7 @@ pub use past::Scene;
 pub use snapshot::{EventFilter, EventRow, NotStored, Snapshot};
 pub use sql::{Answer, Cell, schema, select};
 pub use tx::{Attempt, Intent, IntentState, OpenIntent, Ready, Signed, TxOutcome};
-pub use work::{Choice, PeerReceipt};
+pub use work::{Choice, Owed, PeerReceipt};
 
 const READERS: u32 = 4;
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.

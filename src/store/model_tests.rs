@@ -40,6 +40,10 @@ enum Step {
     Index,
     Schedule,
     Work,
+    /// An inference or a proof fails.
+    Fail,
+    /// The operator has a job taken up again.
+    Retry(u8),
     Prepare,
     Sign,
     /// Signed bytes reach the chain; noted or cut off before.
@@ -73,6 +77,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Index),
         1 => Just(Step::Schedule),
         1 => Just(Step::Work),
+        2 => Just(Step::Fail),
+        1 => (1..4_u8).prop_map(Step::Retry),
         1 => Just(Step::Prepare),
         1 => Just(Step::Sign),
         2 => any::<bool>().prop_map(|noted| Step::Send { noted }),
@@ -329,6 +335,17 @@ struct Model {
     nonces: HashMap<i64, u64>,
     /// What the process remembers: at which block a call was refused.
     refused: HashMap<JobId, BlockRef>,
+    /// What was noted of each order that ever had a job's number.
+    orders: HashMap<(JobId, B256), Noted>,
+}
+
+/// What was noted of an order, whichever has the number.
+#[derive(Debug, Clone, Default)]
+struct Noted {
+    chosen: bool,
+    given_up: bool,
+    /// Failed ones of a duty, since another order had a lease for it.
+    attempts: HashMap<Duty, u32>,
 }
 
 impl Model {
@@ -339,7 +356,7 @@ impl Model {
         world.mine();
         world.others = vec![Other::Post { lasts: LONG }, Other::Post { lasts: SHORT }];
         world.mine();
-        Self { file, store, world, nonces: HashMap::new(), refused: HashMap::new() }
+        Self { file, store, world, nonces: HashMap::new(), refused: HashMap::new(), orders: HashMap::new() }
     }
 
     async fn take(&mut self, step: &Step) {
@@ -359,6 +376,8 @@ impl Model {
             Step::Index => self.index().await,
             Step::Schedule => self.schedule().await,
             Step::Work => self.work().await,
+            Step::Fail => self.fail().await,
+            Step::Retry(job) => self.retry(JobId(job.into())).await,
             Step::Prepare => self.prepare().await,
             Step::Sign => self.sign().await,
             Step::Send { noted } => self.send(noted).await,
@@ -404,13 +423,29 @@ impl Model {
         }
     }
 
+    fn of(&mut self, job: &Job) -> &mut Noted {
+        self.orders.entry((job.id, job.terms.deal())).or_default()
+    }
+
+    async fn withdraw(&mut self, job: JobId) {
+        self.store.withdraw(job).await.unwrap();
+        self.orders.iter_mut().filter(|(of, _)| of.0 == job).for_each(|(_, noted)| noted.chosen = false);
+    }
+
+    async fn abandon(&mut self, job: &Job) {
+        let (at, reason, deal) = (self.store.time().await.unwrap(), "refused".into(), Some(job.terms.deal()));
+        self.store.record(job.id, &Work::Abandoned { at, reason, deal }).await.unwrap();
+        self.store.free(&[job.id]).await.unwrap();
+        self.of(job).given_up = true;
+    }
+
     async fn is_caught_up(&self) -> bool {
         self.store.cursor().await.unwrap() == Some(self.world.head().block.0.block)
     }
 
     /// As the scheduler.
     async fn schedule(&mut self) {
-        let (store, jobs) = (&self.store, self.store.live_jobs().await.unwrap());
+        let (store, jobs) = (self.store.clone(), self.store.live_jobs().await.unwrap());
         let now = store.time().await.unwrap();
         let mut reserved = store.reservations().await.unwrap();
         let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
@@ -437,12 +472,13 @@ impl Model {
         for job in reserved.difference(&kept) {
             match store.job(*job).await.unwrap() {
                 Some(_) => store.free(&[*job]).await.unwrap(),
-                None => store.withdraw(*job).await.unwrap(),
+                None => self.withdraw(*job).await,
             }
         }
         let choices: Vec<Choice> = jobs
             .iter()
-            .filter(|job| job.next(US, now) == Next::Do(Duty::Consider))
+            // The marketplace refuses a job to a host that gave it up.
+            .filter(|job| job.next(US, now) == Next::Do(Duty::Consider) && job.given_up_by.is_empty())
             .map(|job| Choice {
                 job: job.id,
                 work: Work::Chosen { at: now, reasons: Vec::new(), deal: Some(job.terms.deal()) },
@@ -450,7 +486,10 @@ impl Model {
             })
             .collect();
         if !choices.is_empty() {
-            store.choose(&choices, SLOTS).await.unwrap();
+            let chosen = store.choose(&choices, SLOTS).await.unwrap();
+            for job in jobs.iter().filter(|job| chosen.contains(&job.id)) {
+                self.of(job).chosen = true;
+            }
         }
         self.check_slots().await;
     }
@@ -492,15 +531,56 @@ impl Model {
                 Duty::Announce => Work::Announced { at, deal: Some(job.terms.deal()) },
                 _ => continue,
             };
-            assert!(self.store.lease(job.id, duty, 3600).await.unwrap());
+            self.lease(&job, duty).await;
             self.store.record(job.id, &work).await.unwrap();
-            self.store.release(job.id, duty, None).await.unwrap();
+            self.store.release(Owed::to(&job, duty), None).await.unwrap();
+            self.of(&job).attempts.remove(&duty);
         }
+    }
+
+    /// Takes a lease, which starts over where another order had it.
+    async fn lease(&mut self, job: &Job, duty: Duty) {
+        assert!(self.store.lease(Owed::to(job, duty), 3600).await.unwrap());
+        let others = self.orders.iter_mut().filter(|(of, _)| of.0 == job.id && of.1 != job.terms.deal());
+        others.for_each(|(_, noted)| _ = noted.attempts.remove(&duty));
+    }
+
+    /// As a worker or prover whose first job fails: the attempts so far are those of this order, and the last gives it up.
+    async fn fail(&mut self) {
+        let at = self.store.time().await.unwrap();
+        for job in self.store.live_jobs().await.unwrap() {
+            let Next::Do(duty @ (Duty::Infer | Duty::Prove)) = job.next(US, at) else { continue };
+            self.lease(&job, duty).await;
+            let attempts = self.store.release(Owed::to(&job, duty), Some("no memory")).await.unwrap();
+            let noted = self.of(&job).attempts.entry(duty).or_default();
+            *noted += 1;
+            assert_eq!(attempts, *noted, "{} of {job:#?}", duty.name());
+            // The clock is moved on rather than waited for.
+            sqlx::query("UPDATE lease SET not_before = 0").execute(&self.store.writer).await.unwrap();
+            if attempts as usize >= ATTEMPTS_MAX {
+                self.abandon(&job).await;
+            }
+            return;
+        }
+    }
+
+    /// As `fabstir jobs retry`.
+    async fn retry(&mut self, job: JobId) {
+        let now = self.store.time().await.unwrap();
+        let Some(job) = self.store.job(job).await.unwrap() else { return };
+        let failed = !self.store.failing(&job).await.unwrap().is_empty();
+        match job.next(US, now) {
+            Next::Done(Outcome::Abandoned) => {}
+            Next::Do(_) | Next::Wait(_) if failed => {}
+            _ => return,
+        }
+        self.store.retry(&job).await.unwrap();
+        *self.of(&job) = Noted::default();
     }
 
     /// As what queues and tries calls.
     async fn prepare(&mut self) {
-        let (store, cursor) = (&self.store, self.store.cursor().await.unwrap());
+        let (store, cursor) = (self.store.clone(), self.store.cursor().await.unwrap());
         let now = store.time().await.unwrap();
         let mut intents = Vec::new();
         for job in store.live_jobs().await.unwrap() {
@@ -517,9 +597,7 @@ impl Model {
                 continue;
             }
             if earlier.len() >= ATTEMPTS_MAX && !matches!(duty, Duty::Release | Duty::Fail) {
-                let (reason, deal) = ("refused".into(), Some(job.terms.deal()));
-                store.record(job.id, &Work::Abandoned { at: now, reason, deal }).await.unwrap();
-                store.free(&[job.id]).await.unwrap();
+                self.abandon(&job).await;
                 continue;
             }
             intents.push(intent(format!("{}:{}:{}", duty.name(), job.id, earlier.len()), job.id, duty.name()));
@@ -594,7 +672,7 @@ impl Model {
             if let Some(id) = intent.job.filter(|_| in_vain && intent.kind == "claim" && !last.cancels)
                 && self.store.job(id).await.unwrap().is_none()
             {
-                self.store.withdraw(id).await.unwrap();
+                self.withdraw(id).await;
             }
             if cancels != last.cancels || (first && !order) {
                 bytes.push(self.bytes(&intent, nonce, cancels));
@@ -699,6 +777,8 @@ impl Model {
                 Place::Refunded => "refunded",
             };
             assert_eq!(job.state.name(), expected, "{job:#?}");
+            let noted = self.orders.get(&(job.id, job.terms.deal())).cloned().unwrap_or_default();
+            assert_eq!((job.chosen, job.abandoned.is_some()), (noted.chosen, noted.given_up), "{job:#?}");
             let next = job.next(US, now);
             if let Place::Claimed | Place::Committed = place {
                 let owned = matches!(next, Next::Do(_) | Next::Wait(_) | Next::Done(Outcome::Expired));

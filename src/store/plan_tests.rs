@@ -140,11 +140,12 @@ async fn a_turn_of_each_task(store: &Store) {
     store.unsent_intents(US).await.unwrap();
     // Workers, provers and those who tell of results.
     for duty in [Duty::Infer, Duty::Prove] {
+        let owed = Owed { job: jobs[0], deal: B256::ZERO, duty };
         store.leased(duty).await.unwrap();
-        store.lease(jobs[0], duty, 60).await.unwrap();
+        store.lease(owed, 60).await.unwrap();
         store.job(jobs[0]).await.unwrap();
-        store.release(jobs[0], duty, Some("why")).await.unwrap();
-        store.put_back(jobs[0], duty).await.unwrap();
+        store.release(owed, Some("why")).await.unwrap();
+        store.put_back(owed).await.unwrap();
     }
     store.oldest_lease([Duty::Infer, Duty::Prove]).await.unwrap();
     store.under_way([Duty::Infer, Duty::Prove]).await.unwrap();

@@ -688,6 +688,11 @@ fn intent(key: &str, job: u64) -> Intent {
     }
 }
 
+fn owed(job: u64, duty: Duty) -> Owed {
+    let deal = terms(JobId(job)).deal();
+    Owed { job: JobId(job), deal, duty }
+}
+
 fn chosen() -> Work {
     Work::Chosen { at: UnixSeconds(1), reasons: vec!["price: fine".into()], deal: None }
 }
@@ -926,21 +931,20 @@ async fn open_transactions_are_those_that_may_still_be_mined() {
 #[tokio::test]
 async fn a_lease_is_one_workers_and_backs_off() {
     let (file, store) = fresh().await;
-    let job = JobId(1);
-    assert!(store.lease(job, Duty::Infer, 3600).await.unwrap());
-    assert!(!store.lease(job, Duty::Infer, 3600).await.unwrap(), "held");
-    assert!(store.lease(job, Duty::Prove, 3600).await.unwrap(), "another duty");
-    assert!(store.lease(JobId(2), Duty::Infer, 3600).await.unwrap(), "another job");
-    store.release(job, Duty::Infer, None).await.unwrap();
-    assert!(store.lease(job, Duty::Infer, 3600).await.unwrap(), "given back");
-    store.release(job, Duty::Infer, None).await.unwrap();
-    assert_eq!(store.release(job, Duty::Infer, Some("not held")).await.unwrap(), 0);
+    assert!(store.lease(owed(1, Duty::Infer), 3600).await.unwrap());
+    assert!(!store.lease(owed(1, Duty::Infer), 3600).await.unwrap(), "held");
+    assert!(store.lease(owed(1, Duty::Prove), 3600).await.unwrap(), "another duty");
+    assert!(store.lease(owed(2, Duty::Infer), 3600).await.unwrap(), "another job");
+    store.release(owed(1, Duty::Infer), None).await.unwrap();
+    assert!(store.lease(owed(1, Duty::Infer), 3600).await.unwrap(), "given back");
+    store.release(owed(1, Duty::Infer), None).await.unwrap();
+    assert_eq!(store.release(owed(1, Duty::Infer), Some("not held")).await.unwrap(), 0);
 
     let mut backs_off = Vec::new();
     for attempts in 1..=8 {
-        assert!(store.lease(job, Duty::Infer, 3600).await.unwrap());
+        assert!(store.lease(owed(1, Duty::Infer), 3600).await.unwrap());
         let before = clock().0;
-        assert_eq!(store.release(job, Duty::Infer, Some("no memory")).await.unwrap(), attempts);
+        assert_eq!(store.release(owed(1, Duty::Infer), Some("no memory")).await.unwrap(), attempts);
         let (wait, error): (i64, String) =
             sqlx::query_as("SELECT not_before, last_error FROM lease WHERE duty = 'infer' AND job = 1")
                 .fetch_one(&store.readers)
@@ -949,7 +953,7 @@ async fn a_lease_is_one_workers_and_backs_off() {
         assert_eq!(error, "no memory");
         backs_off.push(wait as u64 - before);
         // The first wait is a second, which may be over by now; the clock is moved on rather than waited for.
-        assert!(attempts == 1 || !store.lease(job, Duty::Infer, 3600).await.unwrap(), "too early");
+        assert!(attempts == 1 || !store.lease(owed(1, Duty::Infer), 3600).await.unwrap(), "too early");
         sqlx::query("UPDATE lease SET not_before = 0 WHERE job = 1").execute(&store.writer).await.unwrap();
     }
     for (wait, doubled) in backs_off.iter().zip([1, 2, 4, 8, 16, 32, 64, 64]) {
@@ -958,16 +962,104 @@ async fn a_lease_is_one_workers_and_backs_off() {
 
     store.close().await;
     let store = file.open().await;
-    assert!(!store.lease(job, Duty::Prove, 3600).await.unwrap(), "a lease outlives its process");
+    assert!(!store.lease(owed(1, Duty::Prove), 3600).await.unwrap(), "a lease outlives its process");
     assert_eq!(store.free_leases().await.unwrap(), 2);
     assert_eq!(store.free_leases().await.unwrap(), 0);
-    assert!(store.lease(job, Duty::Prove, 3600).await.unwrap());
+    assert!(store.lease(owed(1, Duty::Prove), 3600).await.unwrap());
+}
+
+#[tokio::test]
+async fn attempts_count_for_the_order_that_they_were_made_for() {
+    let (_file, store) = fresh().await;
+    let first = owed(1, Duty::Infer);
+    let second = Owed { deal: B256::repeat_byte(2), ..first };
+    let leased = async || store.leased(Duty::Infer).await.unwrap().into_iter().collect::<Vec<_>>();
+    // The clock is moved rather than waited for.
+    let wait_for = async |seconds: i64| {
+        let moved = sqlx::query("UPDATE lease SET not_before = ?").bind(clock().0 as i64 + seconds);
+        moved.execute(&store.writer).await.unwrap();
+    };
+    for attempts in 1..=2 {
+        wait_for(0).await;
+        assert!(store.lease(first, 3600).await.unwrap());
+        assert_eq!(leased().await, [(JobId(1), None)], "whoever has the number");
+        assert!(!store.lease(second, 3600).await.unwrap(), "a worker is at it");
+        assert_eq!(store.release(first, Some("no memory")).await.unwrap(), attempts);
+    }
+    wait_for(60).await;
+    assert_eq!(leased().await, [(JobId(1), Some(first.deal))]);
+    assert!(!store.lease(first, 3600).await.unwrap(), "it backs off");
+    assert!(store.lease(second, 3600).await.unwrap(), "the other does not");
+    // What comes late of the first is not told of the second.
+    assert_eq!(store.release(first, Some("late")).await.unwrap(), 0);
+    store.release(first, None).await.unwrap();
+    store.put_back(first).await.unwrap();
+    assert_eq!(leased().await, [(JobId(1), None)]);
+    let error = sqlx::query_scalar::<_, Option<String>>("SELECT last_error FROM lease");
+    assert_eq!(error.fetch_one(&store.readers).await.unwrap(), None);
+    assert_eq!(store.release(second, Some("no disk")).await.unwrap(), 1);
+    // What an older file counted is anyone's.
+    sqlx::query("UPDATE lease SET deal = NULL, attempts = 2, not_before = 0").execute(&store.writer).await.unwrap();
+    assert!(store.lease(first, 3600).await.unwrap());
+    assert_eq!(store.release(first, Some("no memory")).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn a_choice_is_taken_back_and_a_job_taken_up_again_for_its_own_order() {
+    let (_file, store) = fresh().await;
+    let first = after(None, 0, &[]);
+    extend(&store, std::slice::from_ref(&first)).await.unwrap();
+    let turn = async |salt: u8, order: u8| {
+        store.rewind(first.0.block.number).await.unwrap();
+        extend(&store, &chain(Some(&first), salt, &[&[[order, 1]]])).await.unwrap();
+        store.job(JobId(1)).await.unwrap().expect("posted")
+    };
+    let choose = async |job: &Job| {
+        let work = Work::Chosen { at: UnixSeconds(1), reasons: Vec::new(), deal: Some(job.terms.deal()) };
+        let choice = Choice { job: job.id, work, claim: intent("claim:1", 1) };
+        !store.choose(&[choice], 1).await.unwrap().is_empty()
+    };
+    let is_chosen = async || store.job(JobId(1)).await.unwrap().expect("posted").chosen;
+    // Both were chosen, the first before the second: with the postings both choices are gone.
+    assert!(choose(&turn(1, TERMS).await).await);
+    store.free(&[JobId(1)]).await.unwrap();
+    assert!(choose(&turn(2, OTHER_TERMS).await).await);
+    store.rewind(first.0.block.number).await.unwrap();
+    store.withdraw(JobId(1)).await.unwrap();
+    for (salt, order) in [(3, TERMS), (4, OTHER_TERMS)] {
+        assert!(!turn(salt, order).await.chosen, "chain {salt}");
+    }
+    // The newest choice is the one whose claim is queued.
+    assert!(choose(&turn(5, TERMS).await).await);
+    turn(6, OTHER_TERMS).await;
+    assert_eq!(store.withdraw_queued(UnixSeconds(u64::MAX)).await.unwrap(), [JobId(1)]);
+    let newest = store.timeline(JobId(1)).await.unwrap().entries.into_iter().rev().find_map(|entry| match entry {
+        Entry::Work { work: Work::Withdrawn { deal, .. }, .. } => Some(deal),
+        _ => None,
+    });
+    assert_eq!(newest, Some(Some(terms(JobId(1)).deal())));
+
+    // Both are given up, and one is taken up again.
+    for (salt, order) in [(7, TERMS), (8, OTHER_TERMS)] {
+        let job = turn(salt, order).await;
+        store.lease(Owed::to(&job, Duty::Infer), 3600).await.unwrap();
+        store.release(Owed::to(&job, Duty::Infer), Some("no disk")).await.unwrap();
+        store.abandon(&job, "no disk").await.unwrap();
+    }
+    let other = turn(9, OTHER_TERMS).await;
+    let ours = turn(10, TERMS).await;
+    assert_eq!((store.failing(&ours).await.unwrap().len(), store.failing(&other).await.unwrap().len()), (0, 1));
+    store.retry(&ours).await.unwrap();
+    assert_eq!(store.failing(&other).await.unwrap().len(), 1, "its attempts count still");
+    assert!(!is_chosen().await);
+    assert_eq!(store.job(JobId(1)).await.unwrap().expect("posted").abandoned, None);
+    assert!(turn(11, OTHER_TERMS).await.abandoned.is_some());
 }
 
 #[tokio::test]
 async fn one_of_many_gets_the_lease() {
     let (_file, store) = fresh().await;
-    let tries = (0..8).map(|_| store.lease(JobId(1), Duty::Infer, 3600));
+    let tries = (0..8).map(|_| store.lease(owed(1, Duty::Infer), 3600));
     let taken = futures::future::try_join_all(tries).await.unwrap();
     assert_eq!(taken.into_iter().filter(|taken| *taken).count(), 1);
 }
@@ -1432,21 +1524,22 @@ async fn a_job_that_is_retried_starts_over_and_keeps_its_history() {
     assert!(choose("claim:1").await);
     let id = open_intents(&store).await[0].id;
     store.drop_intent(id, "refused").await.unwrap();
-    store.abandon(&store.job(JobId(1)).await.unwrap().expect("posted"), "the disk is full").await.unwrap();
-    store.lease(JobId(1), Duty::Infer, 3600).await.unwrap();
-    store.release(JobId(1), Duty::Infer, Some("no model")).await.unwrap();
-    assert_eq!(store.failing(JobId(1)).await.unwrap(), [("infer".into(), "no model".into())]);
+    let job = store.job(JobId(1)).await.unwrap().expect("posted");
+    store.abandon(&job, "the disk is full").await.unwrap();
+    store.lease(owed(1, Duty::Infer), 3600).await.unwrap();
+    store.release(owed(1, Duty::Infer), Some("no model")).await.unwrap();
+    assert_eq!(store.failing(&job).await.unwrap(), [("infer".into(), "no model".into())]);
     let next = async || store.job(JobId(1)).await.unwrap().expect("posted").next(US, UnixSeconds(0));
     assert_eq!(next().await, Next::Done(crate::market::job::Outcome::Abandoned));
     assert_eq!(
         store.job(JobId(1)).await.unwrap().unwrap().abandoned.unwrap(),
         "the operator gave it up: the disk is full"
     );
-    store.retry(JobId(1)).await.unwrap();
+    store.retry(&job).await.unwrap();
     assert_eq!(next().await, Next::Do(Duty::Consider));
     assert_eq!(states(&store, 1, "claim").await, []);
-    assert_eq!(store.failing(JobId(1)).await.unwrap(), []);
-    assert!(store.lease(JobId(1), Duty::Infer, 3600).await.unwrap(), "no back-off");
+    assert_eq!(store.failing(&job).await.unwrap(), []);
+    assert!(store.lease(owed(1, Duty::Infer), 3600).await.unwrap(), "no back-off");
     assert!(choose("claim:1").await, "under the same key");
     assert_eq!(states(&store, 1, "claim").await, [IntentState::Queued]);
     assert_eq!(store.transactions(Some(JobId(1))).await.unwrap().len(), 2, "the first is history");
@@ -1870,7 +1963,7 @@ async fn live_jobs_are_those_that_a_fresh_look_finds_whatever_happened() {
     same("rewound").await;
     // Another process.
     let other = file.open().await;
-    other.retry(JobId(2)).await.unwrap();
+    other.retry(&other.job(JobId(2)).await.unwrap().expect("posted")).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert!(!same("retried by another").await[1].chosen);
     extend(&store, &chain(Some(&blocks[1]), 1, &[&[[COMMITTED, 1], [COMPLETED, 1], [RELEASED, 1]]])).await.unwrap();

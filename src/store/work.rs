@@ -1,6 +1,6 @@
 //! What this node intends and finishes: choices, reservations, leases, work facts, receipts from peers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use sqlx::sqlite::Sqlite;
@@ -8,10 +8,10 @@ use sqlx::{QueryBuilder, Row, SqliteConnection};
 
 use super::projection::statements;
 use super::tx::{Intent, insert_intents};
-use super::{Store, address, clock};
-use crate::market::job::{Duty, Work};
+use super::{SqliteRow, Store, address, clock};
+use crate::market::job::{Duty, Job, Work};
 use crate::market::receipt::SignedReceipt;
-use crate::market::types::{JobId, UnixSeconds};
+use crate::market::types::{B256, JobId, UnixSeconds};
 
 /// A job that policy chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,21 @@ pub struct Choice {
     /// [`Work::Chosen`].
     pub work: Work,
     pub claim: Intent,
+}
+
+/// What is owed to one order, whose job's number a reorg may give to another: that is owed its own, with attempts of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owed {
+    pub job: JobId,
+    /// The order's [`Terms::deal`](crate::market::event::Terms::deal).
+    pub deal: B256,
+    pub duty: Duty,
+}
+
+impl Owed {
+    pub fn to(job: &Job, duty: Duty) -> Self {
+        Self { job: job.id, deal: job.terms.deal(), duty }
+    }
 }
 
 /// A receipt that reached us by gossip.
@@ -122,11 +137,18 @@ impl Store {
         Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
     }
 
-    /// Takes the choice of `job` back, whose posting is not on the chain any more, and frees its slot.
+    /// Takes the choice of `job` back, whose posting is not on the chain any more, and frees its slot: of each order that was chosen
+    /// under this number.
     pub async fn withdraw(&self, job: JobId) -> Result<()> {
         let at = self.time().await?;
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        insert_work(&mut tx, job, &Work::Withdrawn { at }).await?;
+        let deals = sqlx::query_scalar("SELECT DISTINCT body ->> '$.deal' FROM work WHERE job = ? AND did = 'Chosen'")
+            .bind(job.0 as i64)
+            .fetch_all(&mut *tx)
+            .await?;
+        for deal in deals {
+            insert_work(&mut tx, job, &Work::Withdrawn { at, deal: deal_of(job, deal)? }).await?;
+        }
         free(&mut tx, &[job]).await?;
         tx.commit().await?;
         self.live.touch([job]);
@@ -154,33 +176,42 @@ impl Store {
         Ok(jobs)
     }
 
-    /// Takes the lease on a duty for `seconds`. Returns false when somebody holds it or its back-off has not passed.
-    pub async fn lease(&self, job: JobId, duty: Duty, seconds: u64) -> Result<bool> {
+    /// Takes the lease on what is owed for `seconds`. Returns false when somebody holds it, if for another order, or its back-off has
+    /// not passed.
+    pub async fn lease(&self, owed: Owed, seconds: u64) -> Result<bool> {
         let now = clock().0 as i64;
         let taken = sqlx::query(
-            "INSERT INTO lease (job, duty, until, not_before, attempts) VALUES (?, ?, ?, 0, 1)
-             ON CONFLICT (job, duty) DO UPDATE SET until = excluded.until, attempts = attempts + 1
-             WHERE until <= ? AND not_before <= ?",
+            "INSERT INTO lease (job, duty, until, not_before, attempts, deal) VALUES (?1, ?2, ?3, 0, 1, ?4)
+             ON CONFLICT (job, duty) DO UPDATE SET until = excluded.until, deal = excluded.deal,
+                 attempts = iif(ifnull(deal = excluded.deal, 1), attempts, 0) + 1,
+                 not_before = iif(ifnull(deal = excluded.deal, 1), not_before, 0),
+                 last_error = iif(ifnull(deal = excluded.deal, 1), last_error, NULL)
+             WHERE until <= ?5 AND (not_before <= ?5 OR deal <> excluded.deal)",
         )
-        .bind(job.0 as i64)
-        .bind(duty.name())
+        .bind(owed.job.0 as i64)
+        .bind(owed.duty.name())
         .bind(now + seconds as i64)
-        .bind(now)
+        .bind(owed.deal.as_slice())
         .bind(now)
         .execute(&self.writer)
         .await?;
         Ok(taken.rows_affected() > 0)
     }
 
-    /// Returns the jobs whose `duty` cannot be leased now.
-    pub async fn leased(&self, duty: Duty) -> Result<BTreeSet<JobId>> {
-        let ids: Vec<i64> =
-            sqlx::query_scalar("SELECT job FROM lease WHERE duty = ?1 AND (until > ?2 OR not_before > ?2)")
-                .bind(duty.name())
-                .bind(clock().0 as i64)
-                .fetch_all(&self.readers)
-                .await?;
-        Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
+    /// Returns the jobs whose `duty` cannot be leased now: with an order, for that one, whose back-off has not passed.
+    pub async fn leased(&self, duty: Duty) -> Result<BTreeMap<JobId, Option<B256>>> {
+        let rows = sqlx::query(
+            "SELECT job, iif(until > ?2, NULL, deal) FROM lease WHERE duty = ?1 AND (until > ?2 OR not_before > ?2)",
+        )
+        .bind(duty.name())
+        .bind(clock().0 as i64)
+        .fetch_all(&self.readers)
+        .await?;
+        let leased = |row: &SqliteRow| {
+            let deal = row.get::<Option<&[u8]>, _>(1).map(B256::try_from).transpose().context("a lease's order")?;
+            Ok((JobId(row.get::<i64, _>(0) as u64), deal))
+        };
+        rows.iter().map(leased).collect()
     }
 
     /// Returns the lease of the given duties that nobody gave back for longest, with the time it lasts until. A duty whose lease is
@@ -208,25 +239,27 @@ impl Store {
     }
 
     /// Gives a lease back: for good after success, or with a back-off that doubles with each failure (1 s to 64 s).
-    /// Returns the number of attempts so far.
-    pub async fn release(&self, job: JobId, duty: Duty, failure: Option<&str>) -> Result<u32> {
+    /// Returns the number of attempts so far; 0 where another order has the lease by now.
+    pub async fn release(&self, owed: Owed, failure: Option<&str>) -> Result<u32> {
         let attempts = match failure {
             None => {
-                sqlx::query("DELETE FROM lease WHERE job = ? AND duty = ?")
-                    .bind(job.0 as i64)
-                    .bind(duty.name())
+                sqlx::query("DELETE FROM lease WHERE job = ? AND duty = ? AND ifnull(deal = ?, 1)")
+                    .bind(owed.job.0 as i64)
+                    .bind(owed.duty.name())
+                    .bind(owed.deal.as_slice())
                     .execute(&self.writer)
                     .await?;
                 0
             }
             Some(error) => sqlx::query_scalar::<_, i64>(
                 "UPDATE lease SET until = 0, not_before = ? + (1 << min(attempts - 1, 6)), last_error = ?
-                 WHERE job = ? AND duty = ? RETURNING attempts",
+                 WHERE job = ? AND duty = ? AND ifnull(deal = ?, 1) RETURNING attempts",
             )
             .bind(clock().0 as i64)
             .bind(error)
-            .bind(job.0 as i64)
-            .bind(duty.name())
+            .bind(owed.job.0 as i64)
+            .bind(owed.duty.name())
+            .bind(owed.deal.as_slice())
             .fetch_optional(&self.writer)
             .await?
             .unwrap_or(0),
@@ -236,12 +269,15 @@ impl Store {
     }
 
     /// Gives a lease back as if it had not been taken: nothing was tried, so no attempt counts and nobody is woken.
-    pub async fn put_back(&self, job: JobId, duty: Duty) -> Result<()> {
-        sqlx::query("UPDATE lease SET until = 0, attempts = attempts - 1 WHERE job = ? AND duty = ?")
-            .bind(job.0 as i64)
-            .bind(duty.name())
-            .execute(&self.writer)
-            .await?;
+    pub async fn put_back(&self, owed: Owed) -> Result<()> {
+        sqlx::query(
+            "UPDATE lease SET until = 0, attempts = attempts - 1 WHERE job = ? AND duty = ? AND ifnull(deal = ?, 1)",
+        )
+        .bind(owed.job.0 as i64)
+        .bind(owed.duty.name())
+        .bind(owed.deal.as_slice())
+        .execute(&self.writer)
+        .await?;
         Ok(())
     }
 
@@ -286,23 +322,33 @@ impl Store {
 }
 
 pub(super) async fn withdraw_queued(tx: &mut SqliteConnection, before: UnixSeconds) -> Result<Vec<JobId>> {
-    let jobs: Vec<i64> = sqlx::query_scalar(
-        "SELECT job FROM tx_intent WHERE state = 'queued' AND kind = 'claim' AND at < ? AND job IS NOT NULL ORDER BY id",
+    // A claim is queued with the choice that it follows from: the newest.
+    let queued: Vec<(i64, Option<String>)> = sqlx::query_as(
+        "SELECT job, (SELECT body ->> '$.deal' FROM work
+                      WHERE work.job = tx_intent.job AND did = 'Chosen' ORDER BY seq DESC LIMIT 1)
+         FROM tx_intent WHERE state = 'queued' AND kind = 'claim' AND at < ? AND job IS NOT NULL ORDER BY id",
     )
     .bind(before.0.min(i64::MAX as u64) as i64)
     .fetch_all(&mut *tx)
     .await?;
-    let jobs: Vec<JobId> = jobs.into_iter().map(|job| JobId(job as u64)).collect();
     let at: Option<i64> =
         sqlx::query_scalar("SELECT time FROM block JOIN cursor USING (number, hash) WHERE canonical = 1")
             .fetch_optional(&mut *tx)
             .await?;
     let at = UnixSeconds(at.unwrap_or(0) as u64);
-    for job in &jobs {
-        insert_work(tx, *job, &Work::Withdrawn { at }).await?;
+    let mut jobs = Vec::with_capacity(queued.len());
+    for (job, deal) in queued {
+        let job = JobId(job as u64);
+        insert_work(tx, job, &Work::Withdrawn { at, deal: deal_of(job, deal)? }).await?;
+        jobs.push(job);
     }
     free(tx, &jobs).await?;
     Ok(jobs)
+}
+
+/// Reads which order something was done for.
+fn deal_of(job: JobId, text: Option<String>) -> Result<Option<B256>> {
+    text.map(|text| text.parse()).transpose().with_context(|| format!("work of job {job}: its order"))
 }
 
 async fn free(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<()> {

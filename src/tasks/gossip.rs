@@ -13,7 +13,7 @@ use crate::http::{Kind, Metrics};
 use crate::market::job::{Duty, Job, Next, State, Work};
 use crate::market::receipt::SignedReceipt;
 use crate::p2p::{P2p, PeerId, Verdict};
-use crate::store::{PeerReceipt, Store};
+use crate::store::{Owed, PeerReceipt, Store};
 
 /// How long no peer is looked for after there was none.
 const ALONE: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ impl Task for Announcer {
         jobs.extend(self.store.unannounced_jobs(us).await?.into_iter().map(Arc::new));
         for job in jobs {
             let owed = job.next(us, now) == Next::Do(Duty::Announce);
-            if owed && self.store.lease(job.id, Duty::Announce, LEASE_SECONDS).await? {
+            if owed && self.store.lease(Owed::to(&job, Duty::Announce), LEASE_SECONDS).await? {
                 let held = Held::new(&self.store, Job::clone(&job), Duty::Announce);
                 match self.announce(&held).await {
                     Ok(true) => return held.conclude(Ok(())).await,

@@ -35,7 +35,7 @@ use crate::chain::{Chain, Signer};
 use crate::market::job::{Duty, Job, Next, Work};
 use crate::market::receipt::{Receipt, SignedReceipt};
 use crate::market::types::{Address, JobId};
-use crate::store::Store;
+use crate::store::{Owed, Store};
 
 /// What a pass says about the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,12 +183,16 @@ impl Held {
         Self { store: store.clone(), job, duty, open: true }
     }
 
+    fn owed(&self) -> Owed {
+        Owed::to(&self.job, self.duty)
+    }
+
     /// Ends the lease with a back-off, however often that was: nothing is given up.
     async fn try_later(mut self, error: anyhow::Error) -> anyhow::Result<()> {
         self.open = false;
         let reason = format!("{error:#}");
         tracing::debug!(job = %self.job.id, duty = self.duty.name(), reason, "trying again later");
-        self.store.release(self.job.id, self.duty, Some(&reason)).await.map(drop)
+        self.store.release(self.owed(), Some(&reason)).await.map(drop)
     }
 
     /// Ends the lease as the work ended, as [`conclude`].
@@ -200,7 +204,7 @@ impl Held {
     /// Ends the lease as if it had not been taken.
     async fn put_back(mut self) -> anyhow::Result<()> {
         self.open = false;
-        self.store.put_back(self.job.id, self.duty).await
+        self.store.put_back(self.owed()).await
     }
 }
 
@@ -212,7 +216,7 @@ impl Drop for Held {
         runtime.spawn(async move {
             let given_back = match panicked {
                 true => conclude(&store, &job, duty, Err(anyhow::anyhow!("a panic: see the log"))).await.map(drop),
-                false => store.put_back(job.id, duty).await,
+                false => store.put_back(Owed::to(&job, duty)).await,
             };
             if let Err(error) = given_back {
                 tracing::debug!(job = %job.id, error = format!("{error:#}"), "a lease stays until the next start");
@@ -224,21 +228,23 @@ impl Drop for Held {
 /// Leases the oldest live job to which `us` owes `duty`.
 async fn take(store: &Store, us: Address, duty: Duty) -> anyhow::Result<Option<Held>> {
     let (now, jobs) = store.live_now().await?;
-    let owed: Vec<JobId> = jobs.iter().filter(|job| job.next(us, now) == Next::Do(duty)).map(|job| job.id).collect();
+    let owes = |job: &&Arc<Job>| job.next(us, now) == Next::Do(duty);
+    let owed: Vec<Owed> = jobs.iter().filter(owes).map(|job| Owed::to(job, duty)).collect();
     if owed.is_empty() {
         return Ok(None);
     }
     let held = store.leased(duty).await?;
-    for id in owed {
-        if held.contains(&id) || !store.lease(id, duty, LEASE_SECONDS).await? {
+    for owed in owed {
+        let is_held = held.get(&owed.job).is_some_and(|of| of.is_none_or(|deal| deal == owed.deal));
+        if is_held || !store.lease(owed, LEASE_SECONDS).await? {
             continue;
         }
         // Another worker may have done it after the jobs were read, and given its lease back.
-        match store.job(id).await? {
-            Some(job) if job.next(us, now) == Next::Do(duty) => {
+        match store.job(owed.job).await? {
+            Some(job) if Owed::to(&job, duty) == owed && job.next(us, now) == Next::Do(duty) => {
                 return Ok(Some(Held::new(store, job, duty)));
             }
-            _ => _ = store.release(id, duty, None).await?,
+            _ => _ = store.release(owed, None).await?,
         }
     }
     Ok(None)
@@ -270,11 +276,11 @@ pub async fn unsent(store: &Store, us: Address) -> anyhow::Result<usize> {
 /// Ends a lease as its work ended. After [`ATTEMPTS_MAX`] failures the job is abandoned with the reason.
 async fn conclude(store: &Store, job: &Job, duty: Duty, done: anyhow::Result<()>) -> anyhow::Result<Pass> {
     let Err(error) = done else {
-        store.release(job.id, duty, None).await?;
+        store.release(Owed::to(job, duty), None).await?;
         return Ok(Pass::Again);
     };
     let reason = format!("{error:#}");
-    let attempts = store.release(job.id, duty, Some(&reason)).await?;
+    let attempts = store.release(Owed::to(job, duty), Some(&reason)).await?;
     tracing::warn!(job = %job.id, duty = duty.name(), attempts, error = reason, "a duty failed");
     if attempts >= ATTEMPTS_MAX {
         abandon(store, job, format!("{} failed {attempts} times: {reason}", duty.name())).await?;
@@ -390,13 +396,14 @@ mod tests {
         let taken = async || take(&store, US, Duty::Infer).await.expect("taken").expect("one is owed");
         let job = taken().await.id;
         let free = async || {
-            while store.leased(Duty::Infer).await.expect("read").contains(&job) {
+            while store.leased(Duty::Infer).await.expect("read").contains_key(&job) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         tokio::time::timeout(WAIT_MAX, free()).await.expect("cut off: free at once");
         let again = taken().await;
         assert_eq!(again.id, job, "the oldest, as if nothing had been tried");
+        let owed = again.owed();
         let mut changes = store.changes();
         changes.borrow_and_update();
         let died = tokio::spawn(async move {
@@ -404,8 +411,8 @@ mod tests {
         });
         assert!(died.await.is_err());
         tokio::time::timeout(WAIT_MAX, changes.changed()).await.expect("concluded in time").expect("the store is open");
-        assert!(store.leased(Duty::Infer).await.expect("read").contains(&job), "it backs off");
-        assert_eq!(store.release(job, Duty::Infer, Some("looked")).await.expect("released"), 1, "one attempt");
+        assert!(store.leased(Duty::Infer).await.expect("read").contains_key(&job), "it backs off");
+        assert_eq!(store.release(owed, Some("looked")).await.expect("released"), 1, "one attempt");
         assert_ne!(taken().await.id, job);
     }
 

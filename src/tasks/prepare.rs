@@ -17,7 +17,7 @@ use crate::market::gate::Gates;
 use crate::market::job::{Duty, Job, Next};
 use crate::market::policy::Policy;
 use crate::market::types::{Address, BlockRef, JobId, U256};
-use crate::store::{Intent, IntentState, OpenIntent, Store};
+use crate::store::{Intent, IntentState, OpenIntent, Owed, Store};
 
 /// Tries after which a job is given up: a reorg alone can spoil a few.
 const TRIES_MAX: u32 = 10;
@@ -127,7 +127,7 @@ impl Prepare {
                     continue;
                 }
                 // Our money and our stake: never given up, but asked for seldom.
-                if !self.store.lease(id, duty, AGAIN_SECONDS).await? {
+                if !self.store.lease(Owed::to(job, duty), AGAIN_SECONDS).await? {
                     continue;
                 }
             }

@@ -123,7 +123,7 @@ mod tests {
     use crate::market::coverage::Coverage;
     use crate::market::event::{Header, Level, Range};
     use crate::market::types::{B256, BlockRef, Bytes, JobId, U256, UnixSeconds};
-    use crate::store::{Attempt, Intent, Signed};
+    use crate::store::{Attempt, Intent, Owed, Signed};
 
     #[test]
     fn what_stands_still_is_measured_in_time_and_blocks() {
@@ -136,6 +136,10 @@ mod tests {
         assert_eq!(still.look(None, 9, at(7)), None);
         assert_eq!(still.look(Some(4), 9, at(8)), Some((Duration::ZERO, 0)), "as if it were new");
         assert_eq!(still.look(Some(4), 8, at(9)), Some((Duration::from_secs(1), 0)), "a reorg takes blocks away");
+    }
+
+    fn owed(job: u64, duty: Duty) -> Owed {
+        Owed { job: JobId(job), deal: B256::ZERO, duty }
     }
 
     #[tokio::test]
@@ -151,7 +155,7 @@ mod tests {
         assert_eq!(health.problems(), [], "it may be about to store them");
         metrics.head_block.set(14);
         watchdog.stored.since = Some((0, 10, Instant::now() - STORED_STILL_MAX));
-        store.lease(JobId(7), Duty::Prove, 60).await?;
+        store.lease(owed(7, Duty::Prove), 60).await?;
         watchdog.pass().await?;
         let told = health.problems();
         assert_eq!(told[0].part, "progress");
@@ -221,11 +225,11 @@ mod tests {
         watchdog.mined.since = Some((4, 100, Instant::now()));
         // Leases that ended two seconds ago, the second of a duty that nobody works at for long.
         let ended = 0_u64.wrapping_sub(2);
-        store.lease(JobId(7), Duty::Prove, ended).await?;
-        store.lease(JobId(8), Duty::Release, ended).await?;
+        store.lease(owed(7, Duty::Prove), ended).await?;
+        store.lease(owed(8, Duty::Release), ended).await?;
         watchdog.pass().await?;
         assert!(told().starts_with("job 7 has been at `prove` for 36"), "{}", told());
-        store.release(JobId(7), Duty::Prove, None).await?;
+        store.release(owed(7, Duty::Prove), None).await?;
         watchdog.pass().await?;
         assert_eq!(told(), "", "it came back");
         Ok(())
