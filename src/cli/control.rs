@@ -223,7 +223,7 @@ pub async fn job(global: &Global, command: &JobCommand) -> Result<()> {
             let failed = !failing.is_empty();
             match next {
                 Next::Done(Outcome::Abandoned) => {}
-                Next::Do(_) | Next::Wait(_) if failed => {}
+                Next::Do(_) | Next::Wait(_) if failed || job.abandoned.is_some() => {}
                 _ => return Err(Fault::Usage.of(anyhow!("job {id} is {state}: there is nothing to retry"))),
             }
             store.retry(&job).await?;

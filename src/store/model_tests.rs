@@ -107,6 +107,40 @@ proptest! {
     }
 }
 
+/// What chance seldom comes to: the same duty of both orders that have a number in turn fails, until one is given up and taken up again.
+#[tokio::test]
+async fn orders_that_have_a_number_in_turn_fail_and_are_taken_up_again_each_for_itself() {
+    let mut model = Model::new().await;
+    let (swapped, lost) = (true, false);
+    let turned = [Step::Reorg { blocks: 9, lost, swapped }, Step::Mine, Step::Mine, Step::Mine, Step::Index];
+    let of_third = |model: &Model| {
+        let orders = model.orders.iter().filter(|(of, _)| of.0 == JobId(3));
+        let mut noted: Vec<_> = orders.map(|(_, it)| (it.given_up, it.attempts.values().sum::<u32>())).collect();
+        noted.sort();
+        noted
+    };
+    // The first two are given up; then it is the turn of the third, which has another number in each chain.
+    let posts =
+        [Step::Post { long: true }, Step::Post { long: false }, Step::Mine, Step::Turn, Step::Mine, Step::Index];
+    let given_up = vec![Step::Fail; 2 * ATTEMPTS_MAX];
+    for (steps, expected) in [
+        ([&posts[..], &given_up, &[Step::Fail, Step::Fail]].concat(), vec![(false, 2)]),
+        ([&turned[..], &[Step::Fail]].concat(), vec![(false, 0), (false, 1)]),
+        (vec![Step::Fail, Step::Fail], vec![(false, 0), (true, 3)]),
+        (turned.to_vec(), vec![(false, 0), (true, 3)]),
+        (vec![Step::Fail, Step::Fail], vec![(false, 2), (true, 0)]),
+        (turned.to_vec(), vec![(false, 2), (true, 0)]),
+        (vec![Step::Retry(3)], vec![(false, 0), (false, 2)]),
+    ] {
+        for step in &steps {
+            model.take(step).await;
+            model.check().await;
+        }
+        assert_eq!(of_third(&model), expected, "after {steps:?}");
+    }
+    model.calm_down().await;
+}
+
 // What a log says, of which job, and how many blocks the job lasts.
 type Says = [u8; 3];
 const TERMS: u8 = 0;
@@ -498,7 +532,8 @@ impl Model {
     async fn check_slots(&self) {
         let now = self.store.time().await.unwrap();
         let holds = |job: &&Arc<Job>| {
-            let waits = job.state == State::Posted && job.chosen && !job.claim_failed && job.terms.deadline > now;
+            let hoped = job.state == State::Posted && job.chosen && !job.claim_failed && job.abandoned.is_none();
+            let waits = hoped && job.terms.deadline > now;
             let ours = matches!(job.state, State::Claimed { .. } | State::Committed { .. })
                 && !matches!(job.next(US, now), Next::Done(_));
             waits || ours
@@ -571,7 +606,7 @@ impl Model {
         let failed = !self.store.failing(&job).await.unwrap().is_empty();
         match job.next(US, now) {
             Next::Done(Outcome::Abandoned) => {}
-            Next::Do(_) | Next::Wait(_) if failed => {}
+            Next::Do(_) | Next::Wait(_) if failed || job.abandoned.is_some() => {}
             _ => return,
         }
         self.store.retry(&job).await.unwrap();
