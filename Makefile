@@ -23,11 +23,12 @@ endif
 
 deny_version := 0.20.2
 slither_version := 0.11.6
+moto_version := 5.2.5
 slither := $(CURDIR)/.fabstir/slither-$(slither_version)/bin/slither
 
 deny := $(cache)/tools/cargo-deny-$(deny_version)/bin/cargo-deny
 
-.PHONY: help demo test bench-index bench-claims bench-policy chaos faults failpoints setup check fmt lint doc deny advisories abi clean
+.PHONY: help demo test test-aws bench-index bench-claims bench-policy chaos faults failpoints setup check fmt lint doc deny advisories abi clean
 .PHONY: contracts-test contracts-invariants contracts-coverage contracts-analyze contracts-gas gas
 
 help: ## list the commands
@@ -38,6 +39,14 @@ demo: setup ## one job from post to payment on a local chain; ARGS="--keep --jso
 
 test: setup contracts-test ## every test: contracts, library, scenarios, containers (where an engine can be started)
 	@tools/engine.sh run cargo test --lib --test it
+
+test-aws: setup .fabstir/moto/bin/moto_server ## a host whose key AWS KMS keeps, against a KMS on this machine; builds with that feature
+	@cargo test --features aws --test it a_host_whose_key_aws_keeps
+
+.fabstir/moto/bin/moto_server: Makefile
+	python3 -m venv .fabstir/moto
+	.fabstir/moto/bin/pip install --quiet --disable-pip-version-check "moto[server,kms]==$(moto_version)"
+	@touch $@
 
 bench-index: setup ## the indexer's CPU time, memory and latency on 200 000 events, as one JSON object; ARGS="--help" says more
 	@cargo build --release --quiet --bin fabstir

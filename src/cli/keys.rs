@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{Fault, Global, print_json};
+use super::stake::section;
+use super::{Fault, Global, configuration, print_json};
 use crate::chain::key;
 
 /// Where the key and its password lie.
@@ -26,19 +27,33 @@ pub enum KeyCommand {
     New(KeyFiles),
     /// Encrypt an existing private key, read in hex from standard input.
     Import(KeyFiles),
-    /// Print the address of a key.
-    Address(KeyFiles),
+    /// Print the address of a key: of the configured host's, whoever keeps it, where no file is named.
+    Address(AddressOf),
+}
+
+/// As [`KeyFiles`], both or none.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AddressOf {
+    /// The encrypted key.
+    #[arg(long, value_name = "FILE", requires = "password_file")]
+    keystore: Option<PathBuf>,
+    /// A file only you may read (mode 600) with the password on its first line.
+    #[arg(long, value_name = "FILE", requires = "keystore")]
+    password_file: Option<PathBuf>,
 }
 
 /// Runs `fabstir key`.
-pub fn key(global: &Global, command: &KeyCommand) -> Result<()> {
+pub async fn key(global: &Global, command: &KeyCommand) -> Result<()> {
     let signer = match command {
         KeyCommand::New(files) => key::create(&files.keystore, &key::password(&files.password_file)?),
         KeyCommand::Import(files) => {
             let hex = std::io::read_to_string(std::io::stdin()).context("read the key from standard input")?;
             key::import(&files.keystore, &key::password(&files.password_file)?, &hex)
         }
-        KeyCommand::Address(files) => key::open(&files.keystore, &files.password_file),
+        KeyCommand::Address(AddressOf { keystore: Some(keystore), password_file: Some(password_file) }) => {
+            key::open(keystore, password_file)
+        }
+        KeyCommand::Address(_) => section(&configuration(global)?, global)?.account().await,
     };
     let address = signer.map_err(|error| Fault::Usage.of(error))?.address();
     if global.json {

@@ -251,7 +251,7 @@ async fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Stake(command) => stake::stake(global, &command).await,
         Command::Config(command) => check::config(global, &command),
         Command::Doctor => check::doctor(global).await,
-        Command::Key(command) => keys::key(global, &command),
+        Command::Key(command) => keys::key(global, &command).await,
         Command::Prover(command) => check::prover(global, &command).await,
         Command::Demo(arguments) => demo::demo(global, &arguments).await,
         Command::Completions { shell } => {

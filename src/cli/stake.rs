@@ -90,7 +90,7 @@ impl Account {
     }
 }
 
-fn section<'a>(config: &'a Config, global: &Global) -> Result<&'a HostConfig> {
+pub fn section<'a>(config: &'a Config, global: &Global) -> Result<&'a HostConfig> {
     let missing = || Fault::Usage.of(anyhow::anyhow!("{} has no [host] section", global.config.display()));
     config.host.as_ref().ok_or_else(missing)
 }

@@ -4,6 +4,8 @@ mod a_breaker_opens_and_pages_the_operator;
 mod a_contract_is_not_what_it_was;
 mod a_final_block_is_never_taken_back;
 mod a_host_waits_for_the_depth_it_asks;
+#[cfg(feature = "aws")]
+mod a_host_whose_key_aws_keeps;
 mod a_job_given_up_is_taken_by_another;
 mod a_node_that_cannot_work_refuses_to_start;
 mod a_node_that_is_told_to_stop_finishes_what_it_has;
