@@ -64,6 +64,9 @@ const ROWS_WAITING: usize = 2000;
 const STATEMENTS_KEPT: usize = 300;
 /// Jobs that ended and whose receipts are published next.
 const UNANNOUNCED_MAX: i64 = 10;
+/// Pages that each connection keeps in memory, in KiB: what is written in every block is all over the file's indexes, and SQLite's own
+/// 2 MiB hold those of some hundred jobs.
+const CACHE_KIB: u32 = 16 << 10;
 /// Pages in the write-ahead log, of 4 KiB, at which whoever commits moves them into the file.
 const WAL_PAGES_MAX: u32 = 8000;
 
@@ -102,6 +105,7 @@ impl Store {
             .statement_cache_capacity(STATEMENTS_KEPT)
             // As a rule in [`Store::tidy`]: whose commit it falls to waits for the disk.
             .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string())
+            .pragma("cache_size", format!("-{CACHE_KIB}"))
             .busy_timeout(Duration::from_secs(10));
         let at = || format!("open database {}", path.display());
         let writer = connections(1).connect_with(options.clone()).await.with_context(at)?;
