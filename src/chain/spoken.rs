@@ -39,7 +39,7 @@ fn called(name: &str) -> Vec<Function> {
             functions!(NodeRegistry: isActiveCall, getNodeCall, JOB_STAKECall, MIN_STAKECall, addStakeCall,
             updateMetadataCall, startUnbondingCall, cancelUnbondingCall, unregisterNodeCall, registerNodeCall)
         }
-        "payment_escrow" => functions!(PaymentEscrow: getEscrowCall, feeBpsCall),
+        "payment_escrow" => functions!(PaymentEscrow: withdrawCall, getEscrowCall, feeBpsCall),
         "job_marketplace" => {
             functions!(JobMarketplace: jobCountCall, getJobCall, breakerLevelCall, claimExactlyCall, completeJobCall,
             completeJobsCall, releasePaymentCall, releasePaymentsCall, expireJobCall, cancelJobCall, failExactlyCall, disputeJobCall,
