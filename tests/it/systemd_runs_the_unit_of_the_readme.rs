@@ -97,7 +97,8 @@ fn unit(world: &World) -> Result<String> {
         readme.split_once("```ini\n# /etc/systemd/system/fabstir.service\n").context("the README's unit")?;
     let mut unit = rest.split_once("```").context("its end")?.0.to_owned();
     let (folder, prover) = (world.folder.path().display(), root().join(".fabstir/prover"));
-    let prover = prover.display();
+    let (prover, checkout) = (prover.display(), root().display());
+    let binaries = Path::new(env!("CARGO_BIN_EXE_fabstir")).parent().context("a folder")?;
     for (said, here) in [
         (
             "ExecStart=/usr/local/bin/fabstir --config /etc/fabstir/fabstir.toml run",
@@ -106,11 +107,13 @@ fn unit(world: &World) -> Result<String> {
         // No such user is here.
         ("User=fabstir\n", String::new()),
         ("WatchdogSec=60", "WatchdogSec=10".to_owned()),
-        // What `PrivateTmp` hides, and the keys of the circuit, which all tests share.
+        // What `PrivateTmp` hides, this checkout perhaps, and the keys of the circuit, which all tests share.
         (
             "PrivateTmp=yes",
             format!(
-                "PrivateTmp=yes\nBindReadOnlyPaths={folder}\nReadWritePaths={prover}\nStandardError=append:{folder}/host.log"
+                "PrivateTmp=yes\nBindReadOnlyPaths={folder} {checkout} {}\nBindPaths={prover}\n\
+                 StandardError=append:{folder}/host.log",
+                binaries.display()
             ),
         ),
     ] {
