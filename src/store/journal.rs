@@ -170,26 +170,22 @@ impl Store {
         let mut extended = Extended { logs: logs.len(), ..Extended::default() };
         let newest: Option<&[u8]> = row.get(3);
         let mut link = newest.map_or(Ok(B256::ZERO), |_| hash(&row, 3))?;
-        let mut meant = Vec::with_capacity(logs.len());
+        let mut entries = Vec::with_capacity(logs.len());
         let mut told: Vec<(JobId, Fact)> = Vec::with_capacity(logs.len());
         for (log, event) in logs.iter().zip(decoded) {
-            meant.push(event.as_ref().map_or((None, None), |event| (Some(event.name()), event.job())));
-            match event {
-                Ok(event) => told.extend(event.job().map(|job| (job, Fact::Chain { event, block: log.block }))),
-                Err(_) => extended.undecoded.push((log.tx, log.index)),
+            link = log.link(link, self.chain_id);
+            let (kind, job) = event.as_ref().map_or((None, None), |event| (Some(event.name()), event.job()));
+            let block = blocks[&log.block.number];
+            entries.push(Entry { block, log, kind, job, link });
+            match (event, job) {
+                (Ok(event), Some(job)) => told.push((job, Fact::Chain { event, block: log.block })),
+                (Ok(_), None) => {}
+                (Err(_), _) => extended.undecoded.push((log.tx, log.index)),
             }
         }
         extended.jobs = told.iter().map(|(job, _)| *job).collect();
-        let linked = async {
-            let entry = |(log, (kind, job)): (_, _)| {
-                let log: &RawLog = log;
-                link = log.link(link, self.chain_id);
-                Entry { block: blocks[&log.block.number], log, kind, job, link }
-            };
-            log_rows(&logs.iter().zip(meant).map(entry).collect::<Vec<_>>())
-        };
-        let rows = self.project_on(&mut tx, &told, &mut kept.jobs, linked).await?;
-        insert_logs(&mut tx, rows).await?;
+        self.project_on(&mut tx, &told, &mut kept.jobs).await?;
+        insert_logs(&mut tx, &entries).await?;
         cover(&mut tx, coverage).await?;
         move_cursor(&mut tx, last.block).await?;
         failpoint::hit(Point::MidExtend).await?;
@@ -253,7 +249,7 @@ impl Store {
                 jobs.extend(job);
                 entries.push(Entry { block, log, kind, job, link: B256::ZERO });
             }
-            insert_logs(&mut tx, log_rows(&entries)).await?;
+            insert_logs(&mut tx, &entries).await?;
             jobs.extend(old.iter().filter_map(|row| row.job));
             corrections.push(Correction { block: header.block, logs_before: old.len(), logs: new.len() });
         }
@@ -518,23 +514,17 @@ async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<
     Ok(rows)
 }
 
-/// Returns the statements that write logs, each with the number of its first block.
-fn log_rows(entries: &[Entry<'_>]) -> Vec<(u64, QueryBuilder<Sqlite>)> {
-    let rows = |entries: &[Entry<'_>]| {
-        let mut query =
-            QueryBuilder::new("INSERT INTO log (block, log_index, tx_hash, address, topics, data, kind, job, link) ");
+async fn insert_logs(tx: &mut SqliteConnection, entries: &[Entry<'_>]) -> Result<()> {
+    for entries in statements(entries) {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO log (block, log_index, tx_hash, address, topics, data, kind, job, link) ",
+        );
         query.push_values(entries, |mut values, Entry { block, log, kind, job, link }| {
             values.push_bind(*block).push_bind(log.index as i64).push_bind(log.tx.to_vec());
             values.push_bind(log.address.to_vec()).push_bind(log.topics.concat()).push_bind(log.data.to_vec());
             values.push_bind(*kind).push_bind(job.map(|job| job.0 as i64)).push_bind(link.to_vec());
         });
-        (entries[0].log.block.number, query)
-    };
-    statements(entries).map(rows).collect()
-}
-
-async fn insert_logs(tx: &mut SqliteConnection, rows: Vec<(u64, QueryBuilder<Sqlite>)>) -> Result<()> {
-    for (from, mut query) in rows {
+        let from = entries[0].log.block.number;
         query.build().execute(&mut *tx).await.with_context(|| format!("store logs from block {from} on"))?;
     }
     Ok(())

@@ -115,15 +115,13 @@ impl Store {
     }
 
     /// Folds jobs on, from what was kept of them or from all their facts, with what the chain tells now, `told`, which is stored after
-    /// that; writes what follows, and keeps the folds of those that have not ended. Returns what `meanwhile` makes, for which there is
-    /// time while rows are written.
-    pub(super) async fn project_on<T>(
+    /// that; writes what follows, and keeps the folds of those that have not ended.
+    pub(super) async fn project_on(
         &self,
         tx: &mut SqliteConnection,
         told: &[(JobId, Fact)],
         kept: &mut HashMap<JobId, Job>,
-        meanwhile: impl Future<Output = T>,
-    ) -> Result<T> {
+    ) -> Result<()> {
         let mut news = Facts::new();
         told.iter().for_each(|(job, fact)| news.entry(*job).or_default().push(fact.clone()));
         let (mut followed, mut others) = (Vec::with_capacity(news.len()), Vec::new());
@@ -140,8 +138,7 @@ impl Store {
         }
         let (folded, conflicts) = fold_each(&facts);
         write(tx, &others, &folded, conflicts).await?;
-        let (updated, made) = tokio::join!(update_jobs(tx, &followed), meanwhile);
-        updated?;
+        update_jobs(tx, &followed).await?;
         let all = followed.into_iter().chain(folded);
         let open: Vec<Job> =
             all.filter(|job| !matches!(job.state, State::Released { .. } | State::Refunded { .. })).collect();
@@ -149,7 +146,7 @@ impl Store {
             kept.clear();
         }
         kept.extend(open.into_iter().map(|job| (job.id, job)));
-        Ok(made)
+        Ok(())
     }
 }
 
