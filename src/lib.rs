@@ -35,7 +35,7 @@
 //! | layer | rooms | may use |
 //! |---|---|---|
 //! | 0 | [`market`]: meaning, pure; [`failpoint`]: where tests make a process die | – |
-//! | 1 | [`chain`] (alloy), [`store`] (sqlx), [`content`], [`engine`] (llama.cpp), [`prover`] (EZKL), [`p2p`] (libp2p), [`http`] (axum), [`page`] | 0, not each other |
+//! | 1 | [`chain`] (alloy), [`store`] (sqlx), [`content`], [`engine`] (llama.cpp), [`prover`] (EZKL), [`p2p`] (libp2p), [`http`] (axum), [`page`], [`lock`] | 0, not each other |
 //! | 2 | [`tasks`], [`renter`], [`mod@audit`], [`export`] (Parquet, CSV), [`books`], [`devnet`] | 0–1; tasks not each other |
 //! | 3 | [`config`], [`node`], [`cli`] | all |
 //!
@@ -54,6 +54,7 @@
 //!   place, to pay more or to do nothing, has the same nonce.
 //! - What we give up we tell the chain while there is time, so that another host can have it.
 //! - Logs, jobs and cursor change in one database transaction; an orphaned log stays as the auditor's trail.
+//! - One process at a time works with a folder of data, and sends from the account.
 //! - Nothing a peer, a chain, a file or a user sends causes a panic.
 
 pub mod audit;
@@ -67,6 +68,7 @@ pub mod engine;
 pub mod export;
 pub mod failpoint;
 pub mod http;
+pub mod lock;
 pub mod market;
 pub mod node;
 pub mod p2p;

@@ -14,6 +14,7 @@ use crate::content::Content;
 use crate::devnet;
 use crate::engine::{self, Engine};
 use crate::http::{self, Declined, Health, Metrics, Server};
+use crate::lock::Lock;
 use crate::market::breaker;
 use crate::market::gate::Gates;
 use crate::market::job::Duty;
@@ -67,6 +68,7 @@ pub struct Node {
     guard: Guard,
     phase: watch::Sender<Phase>,
     tasks: JoinSet<Result<()>>,
+    _lock: Lock,
 }
 
 /// What a host has begun and not finished; the next start takes it up.
@@ -103,9 +105,16 @@ impl Node {
     /// Starts a node: an observer, or a host where the configuration has one.
     ///
     /// # Errors
-    /// If anything a node needs is not so: endpoint, chain, contracts, key, stake, gas money, model, prover, ports. The
-    /// error says which and what would be right. Nothing was claimed.
+    /// If anything a node needs is not so: its data to itself, endpoint, chain, contracts, key, stake, gas money, model, prover,
+    /// ports. The error says which and what would be right. Nothing was claimed.
     pub async fn start(config: &Config) -> Result<Node> {
+        let lock = Lock::take(&config.data_dir).await?.with_context(|| {
+            format!(
+                "another process works with {}, such as a node or `fabstir stake`: it is to end first, or this node needs a data_dir \
+                 of its own",
+                config.data_dir.display()
+            )
+        })?;
         let chain = Chain::connect(config.chain.endpoints(), config.chain.id, config.contracts.clone()).await?;
         let host = match &config.host {
             Some(host) => Some(Host::prepare(config, host, &chain).await?),
@@ -131,7 +140,8 @@ impl Node {
         let us = host.as_ref().map(|host| host.signer.address());
         let (phase, _) = watch::channel(Phase::Runs);
         let guard = Guard::default();
-        let mut node = Node { store, chain, p2p, health, host: us, server, guard, phase, tasks: JoinSet::new() };
+        let tasks = JoinSet::new();
+        let mut node = Node { store, chain, p2p, health, host: us, server, guard, phase, tasks, _lock: lock };
         node.spawn(config, content, (metrics, declined), host, inbound).await?;
         Ok(node)
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
+use super::events::unit;
 use super::stake::{Account, MINED_WITHIN};
 use super::{Fault, Global, configuration, print_json, run};
 use crate::chain::call::Order;
@@ -247,14 +248,14 @@ fn refunded(global: &Global, job: u64, amount: U256) -> Result<()> {
 /// Runs `fabstir withdraw`.
 pub async fn withdraw(global: &Global, arguments: &WithdrawArguments) -> Result<()> {
     let WithdrawArguments { keystore, password_file, token, to } = arguments;
-    let (chain, signer) = match keystore.clone().zip(password_file.clone()) {
+    let (chain, signer, _alone) = match keystore.clone().zip(password_file.clone()) {
         Some((keystore, password_file)) => {
             let signer = RenterKey { keystore, password_file }.open()?;
-            (run::connect(&configuration(global)?).await?, signer)
+            (run::connect(&configuration(global)?).await?, signer, None)
         }
         None => {
-            let Account { chain, signer, .. } = Account::open(global).await?;
-            (chain, signer)
+            let Account { chain, signer, lock, .. } = Account::open(global).await?;
+            (chain, signer, Some(lock))
         }
     };
     let to = to.unwrap_or(signer.address());
@@ -268,7 +269,7 @@ pub async fn withdraw(global: &Global, arguments: &WithdrawArguments) -> Result<
     if global.json {
         return print_json(&json!({ "withdrawn": amount.to_string(), "token": token, "to": to, "tx": mined.hash }));
     }
-    println!("{amount} of token {token} withdrawn to {to}");
+    println!("{amount} of {} withdrawn to {to}", unit(*token));
     Ok(())
 }
 

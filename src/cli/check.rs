@@ -83,9 +83,7 @@ pub async fn audit(global: &Global, arguments: &AuditArguments) -> Result<()> {
         config.chain.rpc_url.clone_from(url);
         config.chain.rpc_urls.clear();
     }
-    if arguments.repair {
-        super::refuse_while_running(&config)?;
-    }
+    let _alone = if arguments.repair { Some(super::alone(&config).await?) } else { None };
     let store = match &arguments.database {
         None => history::open(&config).await?,
         Some(file) => {

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use super::history::{existing, open};
-use super::{Fault, Global, configuration, may_run, node_file, plain, print_json, say};
+use super::{Fault, Global, configuration, plain, print_json, say};
 use crate::config::Config;
+use crate::lock::Lock;
 use crate::market::job::{Job, Next, Outcome};
 use crate::market::types::{Address, JobId};
 use crate::store::{Hold, HoldKind, Store};
@@ -132,7 +133,7 @@ pub async fn drain(global: &Global, arguments: &DrainArguments) -> Result<()> {
     if arguments.wait {
         let us = account(global, &config).await?;
         store.hold(HoldKind::Draining, &arguments.reason).await?;
-        wait(&store, &node_file(&config), us).await?;
+        wait(&store, &config.data_dir, us).await?;
         match global.json {
             true => print_json(&json!({ "owed": 0 }))?,
             false => say("nothing is owed: the node may be stopped")?,
@@ -147,11 +148,11 @@ pub async fn drain(global: &Global, arguments: &DrainArguments) -> Result<()> {
     Ok(())
 }
 
-/// Waits until nothing is owed, and shows how much still is. `node` is the file of the node that is to see to it.
+/// Waits until nothing is owed, and shows how much still is.
 ///
 /// # Errors
 /// If no node runs, or the host no longer drains: then what is owed never becomes less.
-async fn wait(store: &Store, node: &Path, us: Address) -> Result<()> {
+async fn wait(store: &Store, data_dir: &Path, us: Address) -> Result<()> {
     let bar = super::run::progress("done of what is owed");
     let mut most = 0;
     loop {
@@ -165,7 +166,7 @@ async fn wait(store: &Store, node: &Path, us: Address) -> Result<()> {
             bar.finish_and_clear();
             return Ok(());
         }
-        if !may_run(node) {
+        if !Lock::is_taken(data_dir)? {
             bail!(
                 "{owed} jobs and transactions are open, and no node runs that would finish them: start it, then drain"
             );
@@ -296,19 +297,13 @@ mod tests {
         };
         store.queue(&[owed]).await?;
         store.hold(HoldKind::Draining, "a test").await?;
-        let node = folder.path().join("node.json");
-        let refused = async || format!("{:#}", wait(&store, &node, us).await.expect_err("it never ends"));
+        let refused = async || format!("{:#}", wait(&store, folder.path(), us).await.expect_err("it never ends"));
         assert!(refused().await.contains("1 jobs and transactions are open, and no node runs"));
-        // What a node leaves that was killed: a file with the number of a process that is gone.
-        let mut gone = std::process::Command::new("true").spawn()?;
-        gone.wait()?;
-        std::fs::write(&node, json!({ "pid": gone.id() }).to_string())?;
-        assert!(refused().await.contains("no node runs"));
-        std::fs::write(&node, json!({ "pid": std::process::id() }).to_string())?;
+        let _node = Lock::take(folder.path()).await?.context("it is free")?;
         store.lift(HoldKind::Draining).await?;
         assert!(refused().await.contains("drains no more"));
         store.hold(HoldKind::Draining, "a test").await?;
-        let (waited, dropped) = tokio::join!(wait(&store, &node, us), store.drop_intent(1, "done"));
+        let (waited, dropped) = tokio::join!(wait(&store, folder.path(), us), store.drop_intent(1, "done"));
         dropped?;
         waited
     }

@@ -149,7 +149,8 @@ fn line(event: &EventRow) -> String {
     line.trim_end().to_owned()
 }
 
-fn unit(token: Address) -> String {
+/// Returns what an amount is counted in, in its smallest part.
+pub fn unit(token: Address) -> String {
     if token.is_zero() { "ETH".into() } else { token.to_string() }
 }
 

@@ -219,7 +219,7 @@ fn say_of_node(node: Option<Result<Ready, String>>) -> Result<()> {
 /// Runs `fabstir rederive`: makes what follows from the journal anew, without asking anybody.
 pub async fn rederive(global: &Global) -> Result<()> {
     let config = configuration(global)?;
-    super::refuse_while_running(&config)?;
+    let _alone = super::alone(&config).await?;
     let store = open(&config).await?;
     let bar = super::run::progress("logs");
     let (_, logs) = store.journal_head().await?;

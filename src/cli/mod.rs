@@ -22,18 +22,17 @@ mod tx;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
-use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
+use crate::lock::Lock;
 use crate::store::Store;
 
 /// The on-chain-first host node of the Fabstir LLM marketplace.
@@ -292,21 +291,14 @@ fn node_file(config: &Config) -> PathBuf {
     config.data_dir.join("node.json")
 }
 
-/// Returns whether the node that wrote `file` may still run. A node that was killed leaves its file and no process; a file that names
-/// none proves nothing.
-fn may_run(file: &Path) -> bool {
-    let Ok(text) = std::fs::read(file) else { return file.exists() };
-    let told: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    let pid = told["pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    // A process that is not ours to signal lives, too.
-    pid.is_none_or(|pid| test_kill_process(pid) != Err(Errno::SRCH))
-}
-
 /// Returns what the node that runs with the same data says of itself at `/readyz`, or why it says nothing; `None`: none runs.
 async fn readiness(config: &Config) -> Option<Result<Ready, String>> {
     let file = node_file(config);
-    if !may_run(&file) {
-        return None;
+    match Lock::is_taken(&config.data_dir) {
+        Ok(true) if file.exists() => {}
+        // It starts, or a command works with its data; or a node that was killed left its file.
+        Ok(_) => return None,
+        Err(error) => return Some(Err(format!("{error:#}"))),
     }
     let ask = async {
         let Node { mut http } = serde_json::from_slice(&std::fs::read(&file)?)?;
@@ -341,26 +333,28 @@ struct Problem {
     reason: String,
 }
 
-/// Fails while a node works with the same data: its account has one sender, and its file one writer.
-fn refuse_while_running(config: &Config) -> Result<()> {
-    let running = node_file(config);
-    if !running.exists() {
-        return Ok(());
-    }
-    Err(Fault::Usage
-        .of(anyhow::anyhow!("the node runs: stop it first (or remove {}, if it is gone)", running.display())))
+/// Takes the configured data for as long as what is returned lives: their account has one sender, and their file one that follows the
+/// chain.
+///
+/// # Errors
+/// While a node or another such command works with them.
+async fn alone(config: &Config) -> Result<Lock> {
+    let taken =
+        || anyhow::anyhow!("the node runs, or a command works with {}: stop it first", config.data_dir.display());
+    let lock = Lock::take(&config.data_dir).await?.ok_or_else(|| Fault::Usage.of(taken()))?;
+    // Of a node that was killed.
+    let _ = std::fs::remove_file(node_file(config));
+    Ok(lock)
 }
 
 /// Fails where opening the database would change its format under a node that runs with it: the older program of that node could not
-/// read it any more. Only `fabstir run` brings a file to a new format while `node.json` names a process.
+/// read it any more.
 async fn refuse_to_migrate(config: &Config) -> Result<()> {
     let path = config.database();
-    if path.exists() && may_run(&node_file(config)) && Store::is_older(&path).await? {
-        let (path, running) = (path.display(), node_file(config));
+    if path.exists() && Lock::is_taken(&config.data_dir)? && Store::is_older(&path).await? {
         return Err(Fault::Usage.of(anyhow::anyhow!(
-            "{path} is of an older program than this one, and a node runs with it: restart the node first, with this program (or \
-             remove {}, if it is gone)",
-            running.display()
+            "{} is of an older program than this one, and a node runs with it: restart the node first, with this program",
+            path.display()
         )));
     }
     Ok(())
@@ -417,10 +411,12 @@ mod tests {
         std::fs::write(folder.path().join("node.toml"), example.unwrap_or_default())?;
         let config = Config::load(&folder.path().join("node.toml"))?;
         assert_eq!(readiness(&config).await, None, "none runs");
+        let lock = Lock::take(&config.data_dir).await?.context("it is free")?;
+        assert_eq!(readiness(&config).await, None, "it does not answer yet");
         let health = Health::default();
         health.expect("breaker", Duration::from_secs(60));
         let server = serve(([0, 0, 0, 0], 0).into(), health.clone(), Metrics::new(), Declined::default()).await?;
-        let node = serde_json::json!({ "http": server.address, "pid": std::process::id() });
+        let node = serde_json::json!({ "http": server.address });
         std::fs::write(node_file(&config), node.to_string())?;
         health.ill("breaker", "the account has 9 wei for gas, the limit is 10: fund it");
         let said = readiness(&config).await.context("it runs")?.map_err(Error::msg)?;
@@ -431,7 +427,9 @@ mod tests {
         assert_eq!(said, Ready { ready: true, problems: Vec::new() });
         drop(server);
         std::fs::write(node_file(&config), "{}")?;
-        assert!(readiness(&config).await.context("it may run")?.is_err(), "it does not say where");
+        assert!(readiness(&config).await.context("it runs")?.is_err(), "it does not say where");
+        drop(lock);
+        assert_eq!(readiness(&config).await, None, "it was killed");
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use clap::Subcommand;
 use futures::future::try_join_all;
 use serde_json::json;
 
-use super::{Fault, Global, configuration, decimal, history, plain, print_json, refuse_while_running, say};
+use super::{Fault, Global, alone, configuration, decimal, history, plain, print_json, say};
 use crate::chain::Chain;
 use crate::config::{Config, HostConfig, ModelConfig, PolicyFile};
 use crate::content::Content;
@@ -233,7 +233,7 @@ pub async fn bench(global: &Global, command: &BenchCommand) -> Result<()> {
     let config = configuration(global)?;
     let host = host_of(&config)?;
     // Beside a node that computes, the figures would be too low, and the node too slow for its deadlines.
-    refuse_while_running(&config)?;
+    let _alone = alone(&config).await?;
     let candidates = node::prover(&config).manifest().candidates as usize;
     let mut calibration = Calibration::default();
     for model in &host.models {

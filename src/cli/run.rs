@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::notify::Notify;
-use super::{Fault, Global, configuration, node_file, print_json, refuse_to_migrate};
+use super::{Fault, Global, alone, configuration, node_file, print_json};
 use crate::chain::{Chain, Failure};
 use crate::config::Config;
 use crate::http::{Health, Metrics};
@@ -138,7 +138,7 @@ pub async fn connect(config: &Config) -> Result<Chain> {
 /// Follows the chain into the database and does nothing else.
 pub async fn index(global: &Global, arguments: &IndexArguments) -> Result<()> {
     let config = configuration(global)?;
-    refuse_to_migrate(&config).await?;
+    let _alone = alone(&config).await?;
     let chain = connect(&config).await?;
     let marketplace = config.contracts.job_marketplace;
     let store = Store::open(&config.database(), config.chain.id, marketplace, Arc::new(chain.decoder())).await?;

@@ -13,6 +13,7 @@ use crate::chain::call::{self, Call};
 use crate::chain::{Chain, Mined, Signer};
 use crate::config::{Config, HostConfig};
 use crate::engine;
+use crate::lock::Lock;
 use crate::market::types::{Address, U256, UnixSeconds};
 use crate::node;
 
@@ -50,16 +51,18 @@ pub struct Account {
     config: Config,
     pub chain: Chain,
     pub signer: Signer,
+    /// No node sends from it meanwhile.
+    pub lock: Lock,
 }
 
 impl Account {
     pub async fn open(global: &Global) -> Result<Account> {
         let config = configuration(global)?;
         let host = section(&config, global)?;
-        super::refuse_while_running(&config)?;
+        let lock = super::alone(&config).await?;
         let signer = host.account().await.map_err(|error| Fault::Usage.of(error))?;
         let chain = connect(&config).await?;
-        Ok(Account { config, chain, signer })
+        Ok(Account { config, chain, signer, lock })
     }
 
     async fn send(&self, what: &'static str, call: &Call) -> Result<Mined> {

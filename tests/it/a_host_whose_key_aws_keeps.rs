@@ -4,17 +4,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use fabstir::chain::call;
-use fabstir::content::Content;
-use fabstir::market::job::State;
-use fabstir::market::types::{Address, JobId, U256};
-use fabstir::store::Store;
+use fabstir::market::types::{Address, U256};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::world::{QUESTION, WAIT_MAX, World, root, until};
+use crate::world::{World, root};
 
 /// A KMS with one key; it ends when this is dropped.
 struct Kms {
@@ -77,25 +73,10 @@ async fn a_host_is_paid_whose_key_aws_keeps() -> Result<()> {
     does(&["register"]).await?;
     assert!(world.chain.is_active(host).await?);
 
-    Content::open(&world.folder.path().join("host/content"))?.put(QUESTION.as_bytes())?;
-    let renter = world.account("renter").await?;
-    let first = JobId(world.chain.jobs_posted(world.chain.head().await?.block).await? + 1);
-    let order = world.order(Address::ZERO, U256::from(1_000_000), 3600);
-    world.chain.transact(&renter, &world.chain.contracts().post(&order), WAIT_MAX).await?;
+    let data_dir = world.folder.path().join("host");
+    let job = world.post_beside(&data_dir).await?;
     let mut node = command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let database = world.folder.path().join("host/node.sqlite");
-    until("it has a database", || async { Ok(database.exists()) }).await?;
-    let (marketplace, decode) = (world.chain.contracts().job_marketplace, Arc::new(world.chain.decoder()));
-    let paid = async || {
-        let store = Store::open_to_read(&database, world.chain.id(), marketplace, decode.clone()).await;
-        // Until it is migrated it is none.
-        let Ok(store) = store else { return Ok(false) };
-        Ok(store
-            .job(first)
-            .await?
-            .is_some_and(|job| matches!(job.state, State::Released { host: by, .. } if by == host)))
-    };
-    until("the job is paid", paid).await?;
+    world.until_paid(&data_dir, job).await?;
     kill_process(Pid::from_raw(node.id() as i32).context("its number")?, Signal::TERM)?;
     let ended = tokio::task::spawn_blocking(move || node.wait()).await??;
     assert_eq!(ended.code(), Some(0));

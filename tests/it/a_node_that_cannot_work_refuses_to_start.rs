@@ -65,7 +65,12 @@ async fn a_node_that_cannot_work_refuses_to_start() -> Result<()> {
     let locked_out = refusal(locked_out).await;
     assert!(locked_out.contains("chmod 600") || locked_out.contains("password"), "{locked_out}");
 
+    // Two nodes would send from one account, and both take up what the file says is left.
     let node = Node::start(&config).await?;
+    let second = refusal(config.clone()).await;
+    let data_dir = config.data_dir.display().to_string();
+    assert!(second.contains("another process works with") && second.contains(&data_dir), "{second}");
     node.stop().await;
+    Node::start(&config).await?.stop().await;
     Ok(())
 }

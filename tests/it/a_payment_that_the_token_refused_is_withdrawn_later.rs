@@ -66,6 +66,10 @@ async fn a_payment_that_the_token_refused_is_withdrawn_later() -> Result<()> {
     let of = |why| renters.books.of_why(why);
     assert_eq!((of(Why::Withdrawn), of(Why::Sent), renters.credited), (U256::from(1000), U256::from(1000), U256::ZERO));
 
+    // The host's account has one sender at a time.
+    let beside = fabstir(&world, &withdraw).await?;
+    let said = String::from_utf8_lossy(&beside.stderr).into_owned();
+    assert!(beside.status.code() == Some(2) && said.contains("the node runs"), "{said}");
     host.stop().await;
     let withdrawn = told(&world, &withdraw).await?;
     assert_eq!((&withdrawn["withdrawn"], &withdrawn["to"]), (&json!(net.to_string()), &json!(us)));

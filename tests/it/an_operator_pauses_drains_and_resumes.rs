@@ -37,7 +37,7 @@ async fn an_operator_pauses_drains_and_resumes() -> Result<()> {
     until_job(&host, first.job, "paid", |job| matches!(job.state, State::Released { .. })).await?;
 
     // As the program writes it of itself.
-    let node = serde_json::json!({ "http": host.http_address(), "pid": std::process::id() });
+    let node = serde_json::json!({ "http": host.http_address() });
     std::fs::write(world.folder.path().join("host/node.json"), node.to_string())?;
     told(&world, &["pause", "--reason", "new disk"]).await?;
     until("the node saw it", || async { Ok(not_ready(&host).await?.contains("paused: new disk")) }).await?;

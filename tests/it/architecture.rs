@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The rooms by layer. A room uses those of lower layers only, and the top layer uses all.
 const LAYERS: [&[&str]; 4] = [
     &["market", "failpoint"],
-    &["chain", "store", "content", "engine", "prover", "p2p", "http", "page"],
+    &["chain", "store", "content", "engine", "prover", "p2p", "http", "page", "lock"],
     &["tasks", "renter", "audit", "books", "export", "devnet"],
     &["config", "node", "cli", "lib", "main"],
 ];

@@ -92,7 +92,7 @@ async fn audit_finds_a_tampered_row() -> Result<()> {
 
     for (place, (tampering, named)) in TAMPERINGS.iter().enumerate() {
         let file = files.tampered(&format!("{place}"), tampering).await?;
-        let store = files.read(&file).await?;
+        let store = world.read(&file).await?;
         for source in [Source::Chain(world.chain.clone()), from_bundle()?] {
             let from = matches!(source, Source::Bundle(_)).then_some(world.book.block);
             let report = source.audit(&store, from, None, |_, _| ()).await?;
@@ -202,11 +202,6 @@ impl Files<'_> {
         sqlx::raw_sql(sql).execute(&copy).await.with_context(|| sql)?;
         copy.close().await;
         Ok(file)
-    }
-
-    async fn read(&self, file: &Path) -> Result<Store> {
-        let (chain, contracts) = (self.world.chain.id(), self.world.book.contracts.clone());
-        Store::open_to_read(file, chain, contracts.job_marketplace, std::sync::Arc::new(contracts.decoder())).await
     }
 
     async fn open(&self, file: &Path) -> Result<Store> {

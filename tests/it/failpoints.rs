@@ -11,7 +11,6 @@ use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -176,7 +175,7 @@ impl Stage {
                 "the point was not reached, or fired more than once"
             );
             check_ends(point, what, &ends)?;
-            let store = self.open().await?;
+            let store = self.world.read(&self.config.database()).await?;
             self.check_once(&store, point, job).await?;
             self.check_nonces(&store, first, &foreign).await?;
             store.close().await;
@@ -194,12 +193,6 @@ impl Stage {
         let order = self.world.order(Address::ZERO, U256::from(10_000_000), 3600);
         let order = Order { requires_proof: point == Point::AfterProof, ..order };
         Ok(self.renter.post(&order).await?.job)
-    }
-
-    async fn open(&self) -> Result<Store> {
-        let (id, marketplace) = (self.config.chain.id, self.config.contracts.job_marketplace);
-        let decoder = Arc::new(self.world.chain.decoder());
-        Store::open_to_read(&self.config.database(), id, marketplace, decoder).await
     }
 
     /// Starts the program, and again whenever it ends, until the job is paid, its receipt is out and nothing is left to do; then stops
@@ -221,7 +214,7 @@ impl Stage {
                 program = start()?;
             }
             // Not there, or not whole, before the program made it.
-            let Ok(store) = self.open().await else { continue };
+            let Ok(store) = self.world.read(&self.config.database()).await else { continue };
             if point == Point::MidRewind && !reorged && self.is_under_way(&store, job).await? {
                 reorged = true;
                 // Anvil loses a block for good where it mines one while it reorganises.

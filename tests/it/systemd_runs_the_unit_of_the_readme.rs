@@ -9,13 +9,9 @@ use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
-use fabstir::content::Content;
-use fabstir::market::job::State;
-use fabstir::market::types::{Address, JobId, U256};
-use fabstir::store::Store;
 use tokio::process::Child;
 
-use crate::world::{QUESTION, WAIT_MAX, World, root, until};
+use crate::world::{WAIT_MAX, World, root, until};
 
 /// What a unit orders itself by.
 const TARGETS: [&str; 5] =
@@ -141,7 +137,8 @@ async fn systemd_runs_the_unit_of_the_readme() -> Result<()> {
     std::os::unix::fs::symlink("basic.target", units.join("default.target"))?;
     fs::write(units.join("fabstir.service"), unit(&world)?)?;
     let state = world.folder.path().join("state");
-    Content::open(&state.join("fabstir/content"))?.put(QUESTION.as_bytes())?;
+    let data_dir = state.join("fabstir");
+    fs::create_dir_all(&data_dir)?;
     let systemd = match Systemd::start(&program, &units, &state).await {
         Ok(systemd) => systemd,
         // Where no control groups may be made, for one.
@@ -160,15 +157,8 @@ async fn systemd_runs_the_unit_of_the_readme() -> Result<()> {
     assert_eq!(systemd.shows("NRestarts").await?, "0");
 
     // It does a job: inference, proof and database need no more than the unit allows.
-    let renter = world.account("renter").await?;
-    let first = JobId(world.chain.jobs_posted(world.chain.head().await?.block).await? + 1);
-    let order = world.order(Address::ZERO, U256::from(1_000_000), 3600);
-    world.chain.transact(&renter, &world.chain.contracts().post(&order), WAIT_MAX).await?;
-    let decode = std::sync::Arc::new(world.chain.decoder());
-    let (file, marketplace) = (state.join("fabstir/node.sqlite"), world.chain.contracts().job_marketplace);
-    let store = Store::open_to_read(&file, world.chain.id(), marketplace, decode).await?;
-    let paid = async || Ok(store.job(first).await?.is_some_and(|job| matches!(job.state, State::Released { .. })));
-    until("the job is paid", paid).await?;
+    let job = world.post_beside(&data_dir).await?;
+    world.until_paid(&data_dir, job).await?;
 
     // It died, and was stopped dead so that its watchdog is silent: each time another is started.
     for (signal, restarts) in [("KILL", "1"), ("STOP", "2")] {

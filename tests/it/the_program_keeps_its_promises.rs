@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use fabstir::chain::call;
+use fabstir::lock::Lock;
 use fabstir::market::types::{Address, U256};
 use fabstir::node::Node;
 use fabstir::renter::Renter;
@@ -83,18 +84,18 @@ async fn no_command_changes_the_format_of_the_file_of_a_node_that_runs() -> Resu
         async || sqlx::query_scalar::<_, i64>("SELECT max(version) FROM _sqlx_migrations").fetch_one(&pool).await;
     let older = format().await?;
     let status = || fabstir(&["status", "-c", &config.display().to_string()]);
-    std::fs::write(data.join("node.json"), serde_json::json!({ "pid": std::process::id() }).to_string())?;
-    for arguments in [&["status"][..], &["pause"], &["index", "--once"]] {
+    let lock = Lock::take(&data).await?.context("it is free")?;
+    for arguments in [&["status"][..], &["pause"]] {
         let refused = fabstir(&[arguments, &["-c", &config.display().to_string()]].concat())?;
         assert_eq!(code(&refused), Some(2), "{}", stderr(&refused));
         assert!(stderr(&refused).contains("restart the node first"), "{}", stderr(&refused));
     }
     assert_eq!(format().await?, older);
-    std::fs::remove_file(data.join("node.json"))?;
+    drop(lock);
     let migrated = status()?;
     assert_eq!(code(&migrated), Some(0), "{}", stderr(&migrated));
     assert!(format().await? > older);
-    std::fs::write(data.join("node.json"), serde_json::json!({ "pid": std::process::id() }).to_string())?;
+    let _lock = Lock::take(&data).await?.context("it is free")?;
     assert_eq!(code(&status()?), Some(0), "of the same format it is opened beside the node");
     Ok(())
 }

@@ -6,15 +6,16 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fabstir::chain::call::{self, Order};
 use fabstir::chain::{Chain, Contracts, Signer, key};
 use fabstir::config::Config;
+use fabstir::content::Content;
 use fabstir::devnet::{self, AddressBook, Devnet};
-use fabstir::market::job::Job;
+use fabstir::market::job::{Job, State};
 use fabstir::market::types::{Address, B256, Bytes, JobId, ModelId, U256};
 use fabstir::node::Node;
 use fabstir::p2p::{self, Keypair};
@@ -223,6 +224,32 @@ impl World {
         let input = renter.deliver(&offer, QUESTION).await?;
         let posted = renter.post(&Order { input, ..self.order(token, offer.quote.price, seconds) }).await?;
         Ok((offer, posted))
+    }
+
+    /// Posts a job whose question lies in `data_dir`, the folder of a node that runs elsewhere.
+    pub async fn post_beside(&self, data_dir: &Path) -> Result<JobId> {
+        Content::open(&data_dir.join("content"))?.put(QUESTION.as_bytes())?;
+        let renter = self.account("renter").await?;
+        let job = JobId(self.chain.jobs_posted(self.chain.head().await?.block).await? + 1);
+        let order = self.order(Address::ZERO, U256::from(1_000_000), 3600);
+        self.chain.transact(&renter, &self.chain.contracts().post(&order), WAIT_MAX).await?;
+        Ok(job)
+    }
+
+    /// Waits until the database in `data_dir`, of a node that runs elsewhere, has the job as paid.
+    pub async fn until_paid(&self, data_dir: &Path, job: JobId) -> Result<()> {
+        let is_paid = async || {
+            // Until it is migrated it is none.
+            let Ok(store) = self.read(&data_dir.join("node.sqlite")).await else { return Ok(false) };
+            Ok(store.job(job).await?.is_some_and(|job| matches!(job.state, State::Released { .. })))
+        };
+        until(&format!("job {job} is paid"), is_paid).await
+    }
+
+    /// A database of this chain, to be read only.
+    pub async fn read(&self, file: &Path) -> Result<Store> {
+        let (contracts, decode) = (self.chain.contracts(), Arc::new(self.chain.decoder()));
+        Store::open_to_read(file, self.chain.id(), contracts.job_marketplace, decode).await
     }
 
     /// The call that claims a job as the chain has it now.
