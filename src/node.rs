@@ -301,7 +301,7 @@ impl Node {
         let (signer, limits) = (host.signer.clone(), host.limits);
         let submitter =
             Submitter::new(chain.clone(), store.clone(), metrics.clone(), signer, limits, beat, guard.clone());
-        self.drive(submitter, poll, store.changes(), &metrics);
+        self.drive(submitter, poll, store.changes_here(), &metrics);
         let announcer = gossip::Announcer {
             chain: chain.clone(),
             store: store.clone(),

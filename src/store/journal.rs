@@ -54,7 +54,11 @@ const FACTS_KEPT_MAX: usize = 60_000;
 
 /// The newest canonical log below a block.
 const NEWEST_LOG: &str = "FROM block CROSS JOIN log ON log.block = block.seq
-     WHERE canonical = 1 AND number < ? ORDER BY number DESC, log_index DESC LIMIT 1";
+     WHERE canonical = 1 AND number < ?1 ORDER BY number DESC, log_index DESC LIMIT 1";
+
+/// The newest block's row, which is there in any file but a new one, and whether blocks `?2` to `?3` were stored before and orphaned.
+const ROWS_OF_BLOCKS: &str = "coalesce((SELECT seq FROM block ORDER BY seq DESC LIMIT 1), 0),
+     EXISTS (SELECT 1 FROM block WHERE canonical = 0 AND number BETWEEN ?2 AND ?3)";
 
 /// A log with what we make of it, as it is written.
 struct Entry<'a> {
@@ -147,9 +151,12 @@ impl Store {
         let begun = async {
             let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
             let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-                "SELECT number, hash, data_version, (SELECT link {NEWEST_LOG}) FROM pragma_data_version LEFT JOIN cursor"
+                "SELECT number, hash, data_version, (SELECT link {NEWEST_LOG}), {ROWS_OF_BLOCKS}
+                 FROM pragma_data_version LEFT JOIN cursor"
             )))
             .bind(i64::MAX)
+            .bind(headers.first().map_or(0, |header| header.block.number as i64))
+            .bind(last.block.number as i64)
             .fetch_one(&mut *tx)
             .await?;
             let number: Option<i64> = row.get(0);
@@ -158,11 +165,18 @@ impl Store {
                 None => None,
             };
             check(cursor, range)?;
-            let blocks = insert_blocks(&mut tx, headers).await?;
+            let blocks = insert_blocks(&mut tx, headers, row.get(4), row.get(5)).await?;
             anyhow::Ok((tx, row, blocks))
         };
         // While the file is asked.
-        let decoded = async { logs.iter().map(|log| (self.decode)(log)).collect::<Vec<_>>() };
+        let decoded = async {
+            let mut decoded = Vec::with_capacity(logs.len());
+            for log in logs {
+                decoded.push((self.decode)(log));
+                let_on(decoded.len()).await;
+            }
+            decoded
+        };
         let (begun, decoded) = tokio::join!(begun, decoded);
         let (mut tx, row, blocks) = begun?;
         let version = row.get(2);
@@ -173,10 +187,9 @@ impl Store {
         let mut entries = Vec::with_capacity(logs.len());
         let mut told: Vec<(JobId, Fact)> = Vec::with_capacity(logs.len());
         for (log, event) in logs.iter().zip(decoded) {
-            link = log.link(link, self.chain_id);
             let (kind, job) = event.as_ref().map_or((None, None), |event| (Some(event.name()), event.job()));
             let block = blocks[&log.block.number];
-            entries.push(Entry { block, log, kind, job, link });
+            entries.push(Entry { block, log, kind, job, link: B256::ZERO });
             match (event, job) {
                 (Ok(event), Some(job)) => told.push((job, Fact::Chain { event, block: log.block })),
                 (Ok(_), None) => {}
@@ -184,15 +197,24 @@ impl Store {
             }
         }
         extended.jobs = told.iter().map(|(job, _)| *job).collect();
-        self.project_on(&mut tx, &told, &mut kept.jobs).await?;
+        let linked = async {
+            for (place, entry) in entries.iter_mut().enumerate() {
+                link = entry.log.link(link, self.chain_id);
+                entry.link = link;
+                let_on(place).await;
+            }
+        };
+        let (projected, ()) = tokio::join!(self.project_on(&mut tx, &told, &mut kept.jobs), linked);
+        projected?;
         insert_logs(&mut tx, &entries).await?;
-        cover(&mut tx, coverage).await?;
-        move_cursor(&mut tx, last.block).await?;
+        if !advance(&mut tx, coverage, last.block).await? {
+            cover(&mut tx, coverage).await?;
+        }
         failpoint::hit(Point::MidExtend).await?;
         tx.commit().await?;
         self.live.keep(kept);
         self.live.extend(headers, told, version);
-        self.wake();
+        self.changed.send_modify(|count| *count += 1);
         Ok(extended)
     }
 
@@ -227,7 +249,7 @@ impl Store {
             // The hash of the block after a commitment draws the positions to open.
             let draws = !range.at(number.saturating_sub(1)).logs.is_empty();
             if here.is_none() && draws && new.is_empty() {
-                insert_blocks(&mut tx, &[*header]).await?;
+                insert_block(&mut tx, header).await?;
             }
             let same_block = here.map_or(new.is_empty(), |stored| stored == header);
             if same_block && old.iter().map(|row| &row.log).eq(new) {
@@ -241,7 +263,7 @@ impl Store {
                 .bind(number as i64)
                 .execute(&mut *tx)
                 .await?;
-            let block = insert_blocks(&mut tx, &[*header]).await?[&number];
+            let block = insert_block(&mut tx, header).await?;
             let mut entries = Vec::with_capacity(new.len());
             for log in new {
                 let event = (self.decode)(log);
@@ -417,6 +439,13 @@ impl Store {
     }
 }
 
+/// Lets what is done beside this go on, now and then: what waits for the file waits for this task to look, too.
+async fn let_on(done: usize) {
+    if done.is_multiple_of(8) {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Fails unless the range continues `cursor`, its headers link as far as they follow one another, its coverage is whole, and
 /// every log lies in one of its blocks, in order.
 fn check(cursor: Option<BlockRef>, range: &Range) -> Result<()> {
@@ -472,21 +501,25 @@ async fn link_before(connection: &mut SqliteConnection, number: u64) -> Result<B
 }
 
 /// Adds blocks, or takes orphaned ones back, without their logs: this program may read more of them now. Returns the row of
-/// each, by number.
-async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<BTreeMap<u64, i64>> {
-    let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(BTreeMap::new()) };
-    // The newest row, which is there in any file but a new one, and the orphaned ones.
-    let newest = sqlx::query(
-        "SELECT number, hash, seq, 0 FROM (SELECT * FROM block ORDER BY seq DESC LIMIT 1)
-         UNION ALL SELECT number, hash, seq, 1 FROM block WHERE canonical = 0 AND number BETWEEN ? AND ?",
-    )
-    .bind(first.block.number as i64)
-    .bind(last.block.number as i64)
-    .fetch_all(&mut *tx)
-    .await?;
-    let mut seq: i64 = newest.iter().find(|row| row.get::<i64, _>(3) == 0).map_or(0, |row| row.get(2));
-    let mut rows = BTreeMap::new();
-    for row in newest.iter().filter(|row| row.get::<i64, _>(3) == 1) {
+/// each, by number. `newest` and `orphaned` are what [`ROWS_OF_BLOCKS`] says.
+async fn insert_blocks(
+    tx: &mut SqliteConnection,
+    headers: &[Header],
+    newest: i64,
+    orphaned: bool,
+) -> Result<BTreeMap<u64, i64>> {
+    let (mut seq, mut rows) = (newest, BTreeMap::new());
+    let orphans = match (headers.first(), headers.last()) {
+        (Some(first), Some(last)) if orphaned => {
+            sqlx::query("SELECT number, hash, seq FROM block WHERE canonical = 0 AND number BETWEEN ? AND ?")
+                .bind(first.block.number as i64)
+                .bind(last.block.number as i64)
+                .fetch_all(&mut *tx)
+                .await?
+        }
+        _ => Vec::new(),
+    };
+    for row in &orphans {
         let block = BlockRef { number: row.get::<i64, _>(0) as u64, hash: hash(row, 1)? };
         let Some(header) = headers.iter().find(|header| header.block == block) else { continue };
         let seq: i64 = row.get(2);
@@ -512,6 +545,19 @@ async fn insert_blocks(tx: &mut SqliteConnection, headers: &[Header]) -> Result<
         query.build().execute(&mut *tx).await.with_context(|| format!("store blocks from {from} on"))?;
     }
     Ok(rows)
+}
+
+/// As [`insert_blocks`], one.
+async fn insert_block(tx: &mut SqliteConnection, header: &Header) -> Result<i64> {
+    let number = header.block.number as i64;
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT ?1, {ROWS_OF_BLOCKS}")))
+        .bind(number)
+        .bind(number)
+        .bind(number)
+        .fetch_one(&mut *tx)
+        .await?;
+    let rows = insert_blocks(tx, std::slice::from_ref(header), row.get(1), row.get(2)).await?;
+    Ok(rows[&header.block.number])
 }
 
 async fn insert_logs(tx: &mut SqliteConnection, entries: &[Entry<'_>]) -> Result<()> {
@@ -567,13 +613,30 @@ async fn look_for_receipts(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<
     Ok(())
 }
 
-async fn move_cursor(tx: &mut SqliteConnection, to: BlockRef) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO cursor VALUES (1, ?, ?) ON CONFLICT DO UPDATE SET number = excluded.number, hash = excluded.hash",
-    )
-    .bind(to.number as i64)
-    .bind(to.hash.as_slice())
+/// Moves the cursor to `last` and, where what is proven of the blocks up to it only goes on, notes that. Returns whether it was so.
+async fn advance(tx: &mut SqliteConnection, over: &[Coverage], last: BlockRef) -> Result<bool> {
+    let [Coverage { from, to, level, reason }] = over else {
+        move_cursor(tx, last).await?;
+        return Ok(false);
+    };
+    let done = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "{MOVE_CURSOR}; UPDATE coverage SET last = ? WHERE last = ? AND level = ? AND reason IS ?"
+    )))
+    .bind(last.number as i64)
+    .bind(last.hash.to_vec())
+    .bind(*to as i64)
+    .bind(from.checked_sub(1).map(|before| before as i64))
+    .bind(level.name())
+    .bind(reason)
     .execute(tx)
     .await?;
+    Ok(done.rows_affected() == 2)
+}
+
+const MOVE_CURSOR: &str =
+    "INSERT INTO cursor VALUES (1, ?, ?) ON CONFLICT DO UPDATE SET number = excluded.number, hash = excluded.hash";
+
+async fn move_cursor(tx: &mut SqliteConnection, to: BlockRef) -> Result<()> {
+    sqlx::query(MOVE_CURSOR).bind(to.number as i64).bind(to.hash.as_slice()).execute(tx).await?;
     Ok(())
 }

@@ -56,6 +56,7 @@ pub use sql::{Answer, Cell, schema, select};
 pub use tx::{Attempt, Intent, IntentState, OpenIntent, Ready, Signed, TxOutcome};
 pub use work::{Choice, Owed, PeerReceipt};
 
+/// Connections that read side by side.
 const READERS: u32 = 4;
 /// Rows that may wait between SQLite's thread and ours: each wait of one for the other costs more than many rows.
 const ROWS_WAITING: usize = 2000;
@@ -64,7 +65,7 @@ const ROWS_WAITING: usize = 2000;
 const STATEMENTS_KEPT: usize = 300;
 /// Jobs that ended and whose receipts are published next.
 const UNANNOUNCED_MAX: i64 = 10;
-/// Pages that each connection keeps in memory, in KiB: what is written in every block is all over the file's indexes, and SQLite's own
+/// Pages that the writer keeps in memory, in KiB: what is written in every block is all over the file's indexes, and SQLite's own
 /// 2 MiB hold those of some hundred jobs.
 const CACHE_KIB: u32 = 16 << 10;
 /// Pages in the write-ahead log, of 4 KiB, at which whoever commits moves them into the file.
@@ -83,6 +84,7 @@ pub struct Store {
     decode: Decode,
     chain_id: u64,
     changed: watch::Sender<u64>,
+    changed_here: watch::Sender<u64>,
     live: live::Live,
 }
 
@@ -105,15 +107,17 @@ impl Store {
             .statement_cache_capacity(STATEMENTS_KEPT)
             // As a rule in [`Store::tidy`]: whose commit it falls to waits for the disk.
             .pragma("wal_autocheckpoint", WAL_PAGES_MAX.to_string())
-            .pragma("cache_size", format!("-{CACHE_KIB}"))
             .busy_timeout(Duration::from_secs(10));
         let at = || format!("open database {}", path.display());
-        let writer = connections(1).connect_with(options.clone()).await.with_context(at)?;
+        // Readers forget their pages with every commit of the writer's.
+        let caching = options.clone().pragma("cache_size", format!("-{CACHE_KIB}"));
+        let writer = connections(1).connect_with(caching).await.with_context(at)?;
         migrate(&writer).await.with_context(at)?;
         let tidier = connections(1).connect_lazy_with(options.clone());
         let readers = connections(READERS).connect_with(options.read_only(true)).await?;
-        let changed = watch::Sender::new(0);
-        let store = Self { writer, readers, tidier, decode, chain_id, changed, live: Default::default() };
+        let (changed, changed_here) = (watch::Sender::new(0), watch::Sender::new(0));
+        let live = Default::default();
+        let store = Self { writer, readers, tidier, decode, chain_id, changed, changed_here, live };
         store.identify(marketplace).await.with_context(at)?;
         Ok(store)
     }
@@ -132,9 +136,10 @@ impl Store {
             .with_context(at)?;
         let mine = sqlx::migrate!().iter().map(|migration| migration.version).max();
         ensure!(newest == mine, "{}: its format is {newest:?}, this program reads {mine:?}", at());
-        let (changed, live) = (watch::Sender::new(0), live::Live::of_a_reader());
+        let (changed, changed_here) = (watch::Sender::new(0), watch::Sender::new(0));
+        let live = live::Live::of_a_reader();
         let (writer, tidier) = (readers.clone(), readers.clone());
-        let store = Self { writer, readers, tidier, decode, chain_id, changed, live };
+        let store = Self { writer, readers, tidier, decode, chain_id, changed, changed_here, live };
         store.belongs_to(marketplace).await.with_context(at)?;
         Ok(store)
     }
@@ -185,6 +190,11 @@ impl Store {
         self.changed.subscribe()
     }
 
+    /// As [`Store::changes`], but not woken by blocks that were added: what we want on chain changes when something follows from them.
+    pub fn changes_here(&self) -> watch::Receiver<u64> {
+        self.changed_here.subscribe()
+    }
+
     /// Closes the file after the running statements; later calls fail.
     pub async fn close(&self) {
         self.readers.close().await;
@@ -193,6 +203,7 @@ impl Store {
     }
 
     fn wake(&self) {
+        self.changed_here.send_modify(|count| *count += 1);
         self.changed.send_modify(|count| *count += 1);
     }
 
@@ -231,7 +242,8 @@ impl Store {
 
     /// Returns what is known of the block at `number`, for those who act on it.
     pub async fn ground(&self, number: u64) -> Result<Ground> {
-        ground(&mut *self.readers.acquire().await?, number).await
+        let row = sqlx::query(GROUNDS).bind(serde_json::to_string(&[number])?).fetch_one(&self.readers).await?;
+        ground(number, &row)
     }
 
     /// Notes that the chain calls `block` safe, if it is stored as canonical and newer than the one noted before. Nothing is noted
@@ -314,16 +326,16 @@ impl Store {
     }
 }
 
-/// As [`Store::ground`].
-async fn ground(connection: &mut SqliteConnection, number: u64) -> Result<Ground> {
-    let row = sqlx::query(
-            "SELECT coalesce((SELECT number FROM cursor), 0), coalesce((SELECT max(safe, number) FROM finality), 0),
-                    coalesce((SELECT number FROM finality), 0), (SELECT time FROM block WHERE number = ?1 AND canonical = 1),
-                    (SELECT level FROM coverage WHERE first <= ?1 AND last >= ?1 ORDER BY first DESC LIMIT 1)",
-        )
-        .bind(i64::try_from(number).unwrap_or(i64::MAX))
-        .fetch_one(connection)
-        .await?;
+/// What is known of each block of `?1`: a row.
+const GROUNDS: &str =
+    "SELECT coalesce((SELECT number FROM cursor), 0), coalesce((SELECT max(safe, number) FROM finality), 0),
+         coalesce((SELECT number FROM finality), 0),
+         (SELECT time FROM block WHERE number = asked.value AND canonical = 1),
+         (SELECT level FROM coverage WHERE first <= asked.value AND last >= asked.value ORDER BY first DESC LIMIT 1)
+     FROM json_each(?1) AS asked ORDER BY asked.key";
+
+/// Reads [`GROUNDS`].
+fn ground(number: u64, row: &SqliteRow) -> Result<Ground> {
     let [head, safe, last_final] = [0, 1, 2].map(|column| row.get::<i64, _>(column) as u64);
     let time = row.get::<Option<i64>, _>(3).map(|time| UnixSeconds(time as u64));
     let level = row.get::<Option<&str>, _>(4).map(history::level).transpose()?.unwrap_or(Level::Claimed);

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result};
-use sqlx::{Row, SqliteConnection};
+use sqlx::Row;
 
-use super::{Store, amount, ground};
+use super::{GROUNDS, SqliteRow, Store, amount, ground};
 use crate::market::event::Event;
 use crate::market::gate::Ground;
 use crate::market::policy::backtest::PastJob;
@@ -32,6 +32,32 @@ pub struct Scene {
 /// Jobs folded at once.
 const JOBS_PER_PAGE: u32 = 500;
 const HOUR: i64 = 3600;
+
+/// What the contracts told since block `?2` of what decisions of the host of topic `?3` look at, and of all hosts: one row.
+const NEWS: &str = "SELECT number, hash, log_index, tx_hash, address, topics, data,
+         (SELECT max(number) FROM block CROSS JOIN log ON log.block = block.seq
+          WHERE canonical = 1 AND number > ?2 AND job IS NULL AND (
+              kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
+              OR kind IN ('NodeRegistered', 'NodeUnregistered', 'StakeAdded', 'NodeSlashed', 'StakeMoved',
+                          'UnbondingStarted', 'UnbondingCancelled')
+              AND substr(topics, 33, 32) = ?3)),
+         (SELECT json_group_array(json_array(hex(substr(topics, 45, 20)), kind) ORDER BY number, log_index)
+          FROM log JOIN block ON block.seq = log.block
+          WHERE kind IN ('NodeRegistered', 'NodeUnregistered') AND canonical = 1)
+     FROM (SELECT 1) LEFT JOIN (
+         SELECT number, hash, log_index, tx_hash, address, topics, data FROM block CROSS JOIN log ON log.block = block.seq
+         WHERE canonical = 1 AND number > ?2 AND job IS NULL AND kind = 'ReputationUpdated'
+             AND substr(topics, 33, 32) = ?3 ORDER BY number DESC, +log_index DESC LIMIT 1)";
+
+/// What host `?6` has taken on, of each model of `?4` a row; jobs count as chosen lately that were so after `?5`.
+const LOADS: &str = "SELECT count(*) FILTER (WHERE model = asked.value),
+         coalesce(sum(max_tokens) FILTER (WHERE model = asked.value AND NOT EXISTS
+             (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')), 0),
+         (SELECT count(*) FROM job WHERE host = ?6 AND state IN ('claimed', 'committed', 'completed', 'disputed')),
+         count(*) FILTER (WHERE state = 'posted'),
+         (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?5)
+     FROM json_each(?4) AS asked LEFT JOIN (reservation CROSS JOIN job ON job.id = reservation.job)
+     GROUP BY asked.key ORDER BY asked.key";
 
 impl Store {
     /// Returns how the last `claims` claims of `host` went, of those that were decided: one that was mined was won, one that
@@ -61,42 +87,33 @@ impl Store {
         models: impl IntoIterator<Item = &str>,
         blocks: impl IntoIterator<Item = u64>,
     ) -> Result<Scene> {
-        // By one connection: a thread that has to be woken takes longer than what it is asked.
-        let mut reader = self.readers.acquire().await?;
-        let mut scene = self.news_of(&mut reader, host, since).await?;
-        for model in models {
-            scene.loads.insert(model.to_owned(), load(&mut reader, host, model, now).await?);
+        let models: Vec<&str> = models.into_iter().collect();
+        let blocks: Vec<u64> = blocks.into_iter().collect();
+        // At once: a thread that has to be woken takes longer than what it is asked.
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(format!("{NEWS}; {LOADS}; {GROUNDS}")))
+            .bind(serde_json::to_string(&blocks)?)
+            .bind(i64::try_from(since).unwrap_or(i64::MAX))
+            .bind(host.into_word().to_vec())
+            .bind(serde_json::to_string(&models)?)
+            .bind(i64::try_from(now.0).unwrap_or(i64::MAX) - HOUR)
+            .bind(host.as_slice())
+            .fetch_all(&self.readers)
+            .await?
+            .into_iter();
+        let mut scene = self.news(&rows.next().context("one row")?)?;
+        for (model, row) in models.into_iter().zip(rows.by_ref()) {
+            scene.loads.insert(model.to_owned(), load(&row));
         }
-        for number in blocks {
-            scene.grounds.insert(number, ground(&mut reader, number).await?);
+        for (number, row) in blocks.into_iter().zip(rows.by_ref()) {
+            scene.grounds.insert(number, ground(number, &row)?);
         }
         Ok(scene)
     }
 
-    /// Returns a scene without loads and grounds.
-    async fn news_of(&self, connection: &mut SqliteConnection, host: Address, since: u64) -> Result<Scene> {
-        let row = sqlx::query(
-            "SELECT number, hash, log_index, tx_hash, address, topics, data,
-                 (SELECT max(number) FROM block CROSS JOIN log ON log.block = block.seq
-                  WHERE canonical = 1 AND number > ?1 AND job IS NULL AND (
-                      kind IN ('EmergencyPause', 'EmergencyUnpause', 'CircuitBreakerTriggered', 'FeeChanged')
-                      OR kind IN ('NodeRegistered', 'NodeUnregistered', 'StakeAdded', 'NodeSlashed', 'StakeMoved',
-                                  'UnbondingStarted', 'UnbondingCancelled')
-                      AND substr(topics, 33, 32) = ?2)),
-                 (SELECT json_group_array(json_array(hex(substr(topics, 45, 20)), kind) ORDER BY number, log_index)
-                  FROM log JOIN block ON block.seq = log.block
-                  WHERE kind IN ('NodeRegistered', 'NodeUnregistered') AND canonical = 1)
-             FROM (SELECT 1) LEFT JOIN (
-                 SELECT number, hash, log_index, tx_hash, address, topics, data FROM block CROSS JOIN log ON log.block = block.seq
-                 WHERE canonical = 1 AND number > ?1 AND job IS NULL AND kind = 'ReputationUpdated'
-                     AND substr(topics, 33, 32) = ?2 ORDER BY number DESC, +log_index DESC LIMIT 1)",
-        )
-        .bind(i64::try_from(since).unwrap_or(i64::MAX))
-        .bind(host.into_word().to_vec())
-        .fetch_one(connection)
-        .await?;
+    /// Reads [`NEWS`]: a scene without loads and grounds.
+    fn news(&self, row: &SqliteRow) -> Result<Scene> {
         let ranked: Option<i64> = row.get(0);
-        let score = match ranked.map(|_| (self.decode)(&super::raw_log(&row)?)).transpose()? {
+        let score = match ranked.map(|_| (self.decode)(&super::raw_log(row)?)).transpose()? {
             Some(Event::ReputationUpdated { score, .. }) => Some(score),
             _ => None,
         };
@@ -165,28 +182,14 @@ impl Store {
     }
 }
 
-/// Returns what `host`, this node's, has taken on, at block time `now`; slots and tokens of the model of that text.
-async fn load(connection: &mut SqliteConnection, host: Address, model: &str, now: UnixSeconds) -> Result<Load> {
-    let (slots, tokens, held, pending, chosen): (i64, i64, i64, i64, i64) = sqlx::query_as(
-        "SELECT count(*) FILTER (WHERE model = ?1),
-                coalesce(sum(max_tokens) FILTER (WHERE model = ?1 AND NOT EXISTS
-                    (SELECT 1 FROM work WHERE work.job = reservation.job AND did = 'Inferred')), 0),
-                (SELECT count(*) FROM job WHERE host = ?3
-                 AND state IN ('claimed', 'committed', 'completed', 'disputed')),
-                count(*) FILTER (WHERE state = 'posted'),
-                (SELECT count(*) FROM work WHERE did = 'Chosen' AND at > ?2)
-         FROM reservation CROSS JOIN job ON job.id = reservation.job",
-    )
-    .bind(model)
-    .bind((now.0.min(i64::MAX as u64) as i64) - HOUR)
-    .bind(host.as_slice())
-    .fetch_one(connection)
-    .await?;
-    Ok(Load {
+/// What a host has taken on; slots and tokens of one model.
+fn load(row: &SqliteRow) -> Load {
+    let [slots, tokens, held, pending, chosen] = [0, 1, 2, 3, 4].map(|column| row.get::<i64, _>(column));
+    Load {
         slots_taken: slots as u32,
         queued_tokens: tokens as u64,
         held: held as u32,
         pending_claims: pending as u32,
         chosen_last_hour: chosen as u32,
-    })
+    }
 }

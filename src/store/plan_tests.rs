@@ -29,8 +29,8 @@ const SMALL: [&str; 7] = [
 
 /// What reads a table from its newest row on and stops soon.
 const STOPS: [&str; 3] = [
+    "(SELECT seq FROM block ORDER BY seq DESC LIMIT 1)",
     "SELECT number FROM block WHERE canonical = 1 AND time <= ? ORDER BY number DESC LIMIT 1",
-    "SELECT * FROM block ORDER BY seq DESC LIMIT 1",
     "ORDER BY id DESC LIMIT 10 * ?4) AS claim",
 ];
 
@@ -80,7 +80,9 @@ async fn nothing_that_is_asked_at_every_turn_reads_a_whole_table() {
     let asks = |statement: &&String| {
         ["SELECT", "UPDATE", "DELETE", "INSERT", "WITH"].iter().any(|it| statement.starts_with(it))
     };
-    let asked: Vec<String> = statements.iter().filter(asks).cloned().collect();
+    // Some are asked together.
+    let each = statements.iter().flat_map(|together| together.split(';')).map(|one| one.trim().to_owned());
+    let asked: Vec<String> = each.filter(|one| asks(&one)).collect();
     assert!(asked.len() > 40, "{asked:#?}");
     let mut wrong = Vec::new();
     for statement in asked {

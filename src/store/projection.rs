@@ -12,8 +12,8 @@ use crate::market::job::{Conflict, Fact, Job, State, Work};
 use crate::market::types::{B256, BlockRef, JobId};
 
 /// Rows of one statement. Each statement passes between threads once, which costs more than a row.
-const ROWS_PER_STATEMENT: usize = 128;
-/// From so many rows on the number of those in one statement is a power of two: of few lengths each is prepared once, and not at
+const ROWS_PER_STATEMENT: usize = 256;
+/// From so many rows on the number of those in one statement is a multiple of it: of few lengths each is prepared once, and not at
 /// nearly every block.
 const ROWS_OF_ANY_NUMBER: usize = 32;
 
@@ -22,7 +22,7 @@ pub(super) fn statements<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let many = match rows.len() {
             few if few < ROWS_OF_ANY_NUMBER => few,
-            many => ROWS_PER_STATEMENT.min(1 << many.ilog2()),
+            many => ROWS_PER_STATEMENT.min(many - many % ROWS_OF_ANY_NUMBER),
         };
         let (now, later) = rows.split_at(many);
         rows = later;
@@ -282,7 +282,7 @@ mod tests {
             assert_eq!(statements(&rows).flatten().copied().collect::<Vec<_>>(), rows);
             lengths.extend(statements(&rows).map(<[_]>::len));
         }
-        let few = 1..ROWS_OF_ANY_NUMBER;
-        assert_eq!(lengths, few.chain([32, 64, ROWS_PER_STATEMENT]).collect());
+        let many = (ROWS_OF_ANY_NUMBER..=ROWS_PER_STATEMENT).step_by(ROWS_OF_ANY_NUMBER);
+        assert_eq!(lengths, (1..ROWS_OF_ANY_NUMBER).chain(many).collect());
     }
 }

@@ -404,28 +404,25 @@ async fn store_signed(writer: &mut SqliteConnection, signed: &[Signed]) -> Resul
     for signed in statements(signed) {
         let rows: Vec<(i64, u64, u64)> = signed.iter().map(|it| (it.intent, it.nonce, it.gas)).collect();
         let nonces = || rows.iter().map(|(intent, nonce, _)| format!("nonce {nonce} to intent {intent}"));
-        let updated = sqlx::query(
-            "UPDATE tx_intent SET nonce = value ->> 1, gas = value ->> 2, state = 'signed' FROM json_each(?)
-             WHERE tx_intent.id = value ->> 0 AND state IN ('queued', 'signed')",
-        )
-        .bind(serde_json::to_string(&rows)?)
-        .execute(&mut *tx)
-        .await
-        .with_context(|| format!("give {}", nonces().collect::<Vec<_>>().join(", ")))?;
-        ensure!(
-            updated.rows_affected() as usize == signed.len(),
-            "one of these intents is finished: nothing to sign ({})",
-            nonces().collect::<Vec<_>>().join(", ")
-        );
         let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at, cancels) ",
+            "UPDATE tx_intent SET nonce = value ->> 1, gas = value ->> 2, state = 'signed' FROM json_each(",
+        );
+        query.push_bind(serde_json::to_string(&rows)?).push(
+            ") WHERE tx_intent.id = value ->> 0 AND state IN ('queued', 'signed');
+             INSERT INTO tx_attempt (hash, intent, raw, fee_cap, tip_cap, signed_at, cancels) ",
         );
         query.push_values(signed, |mut values, Signed { intent, attempt, .. }| {
             values.push_bind(attempt.hash.to_vec()).push_bind(*intent).push_bind(attempt.raw.to_vec());
             values.push_bind(attempt.fee_cap.to_string()).push_bind(attempt.tip_cap.to_string());
             values.push_bind(attempt.signed_at as i64).push_bind(attempt.cancels);
         });
-        query.build().execute(&mut *tx).await?;
+        let stored = query.build().execute(&mut *tx).await;
+        let stored = stored.with_context(|| format!("give {}", nonces().collect::<Vec<_>>().join(", ")))?;
+        ensure!(
+            stored.rows_affected() as usize == 2 * signed.len(),
+            "one of these intents is finished: nothing to sign ({})",
+            nonces().collect::<Vec<_>>().join(", ")
+        );
     }
     failpoint::hit(Point::BeforeSignCommit).await?;
     tx.commit().await?;
@@ -440,29 +437,43 @@ pub(super) async fn insert_intents<'a>(
     let intents: Vec<&Intent> = intents.collect();
     let mut added = 0;
     for intents in statements(&intents) {
-        let mut new = insert_new(tx, intents).await?;
-        if new < intents.len() {
-            // Those that came to nothing make room.
-            let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
-            let moved = sqlx::query(
-                "UPDATE tx_intent SET key = key || '~' || id
-                 WHERE key IN (SELECT value FROM json_each(?)) AND state NOT IN ('queued', 'signed', 'mined')",
-            );
-            if moved.bind(serde_json::to_string(&keys)?).execute(&mut *tx).await?.rows_affected() > 0 {
-                new += insert_new(tx, intents).await?;
-            }
-        }
+        let new = insert_new(tx, intents).await?;
         added += new;
+        if new < intents.len() {
+            added += make_room(tx, intents).await?;
+        }
     }
     Ok(added)
 }
 
+/// Has those that came to nothing make room for the intents of the same keys, and queues these. Returns how many.
+pub(super) async fn make_room(tx: &mut SqliteConnection, intents: &[&Intent]) -> Result<usize> {
+    let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
+    let moved = sqlx::query(
+        "UPDATE tx_intent SET key = key || '~' || id
+         WHERE key IN (SELECT value FROM json_each(?)) AND state NOT IN ('queued', 'signed', 'mined')",
+    );
+    match moved.bind(serde_json::to_string(&keys)?).execute(&mut *tx).await?.rows_affected() {
+        0 => Ok(0),
+        _ => insert_new(tx, intents).await,
+    }
+}
+
 /// Queues those of the intents whose keys none has, and returns how many these were.
 async fn insert_new(tx: &mut SqliteConnection, intents: &[&Intent]) -> Result<usize> {
+    let mut query = QueryBuilder::<Sqlite>::new("");
+    push_intents(&mut query, intents);
+    let done = query.build().execute(&mut *tx).await.with_context(|| {
+        let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
+        format!("queue intents {}", keys.join(", "))
+    })?;
+    Ok(done.rows_affected() as usize)
+}
+
+/// Adds the statement that queues those of the intents whose keys none has.
+pub(super) fn push_intents(query: &mut QueryBuilder<Sqlite>, intents: &[&Intent]) {
     let now = clock().0 as i64;
-    let mut query = QueryBuilder::<Sqlite>::new(
-        "INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at) ",
-    );
+    query.push("INSERT INTO tx_intent (key, job, kind, target, data, signer, gas, cost_max, state, at) ");
     query.push_values(intents, |mut values, intent| {
         values.push_bind(&intent.key).push_bind(intent.job.map(|job| job.0 as i64)).push_bind(intent.kind);
         values.push_bind(intent.target.to_vec()).push_bind(intent.data.to_vec()).push_bind(intent.signer.to_vec());
@@ -470,11 +481,6 @@ async fn insert_new(tx: &mut SqliteConnection, intents: &[&Intent]) -> Result<us
         values.push_bind("queued").push_bind(now);
     });
     query.push(" ON CONFLICT (key) DO NOTHING");
-    let done = query.build().execute(&mut *tx).await.with_context(|| {
-        let keys: Vec<&str> = intents.iter().map(|intent| intent.key.as_str()).collect();
-        format!("queue intents {}", keys.join(", "))
-    })?;
-    Ok(done.rows_affected() as usize)
 }
 
 /// Reads [`COLUMNS`].

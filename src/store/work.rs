@@ -7,7 +7,7 @@ use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
 
 use super::projection::statements;
-use super::tx::{Intent, insert_intents};
+use super::tx::{Intent, make_room, push_intents};
 use super::{SqliteRow, Store, address, clock};
 use crate::market::job::{Duty, Job, Work};
 use crate::market::receipt::SignedReceipt;
@@ -73,13 +73,9 @@ impl Store {
         if chosen.is_empty() {
             return Ok(chosen);
         }
-        sqlx::query("INSERT INTO reservation (job, at) SELECT value, ? FROM json_each(?)")
-            .bind(clock().0 as i64)
-            .bind(serde_json::to_string(&chosen)?)
-            .execute(&mut *tx)
-            .await?;
-        insert_works(&mut tx, made.iter().map(|choice| (choice.job, &choice.work))).await?;
-        insert_intents(&mut tx, made.iter().map(|choice| &choice.claim)).await?;
+        for made in statements(&made) {
+            insert_choices(&mut tx, made).await?;
+        }
         tx.commit().await?;
         self.live.tell(made.iter().map(|choice| (choice.job, &choice.work)));
         self.wake();
@@ -364,24 +360,42 @@ async fn free(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<()> {
 }
 
 pub(super) async fn insert_work(tx: &mut SqliteConnection, job: JobId, work: &Work) -> Result<()> {
-    insert_works(tx, [(job, work)].into_iter()).await
+    sqlx::query("INSERT INTO work (job, did, body, at) VALUES (?, ?, ?, ?)")
+        .bind(job.0 as i64)
+        .bind(work.name())
+        .bind(serde_json::to_string(work).context("write work")?)
+        .bind(work.at().0 as i64)
+        .execute(tx)
+        .await
+        .with_context(|| format!("record {} of job {job}", work.name()))?;
+    Ok(())
 }
 
-async fn insert_works<'a>(
-    tx: &mut SqliteConnection,
-    works: impl ExactSizeIterator<Item = (JobId, &'a Work)>,
-) -> Result<()> {
-    let mut rows = Vec::with_capacity(works.len());
-    for (job, work) in works {
-        rows.push((job, work, serde_json::to_string(work).context("write work")?));
-    }
-    for rows in statements(&rows) {
-        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO work (job, did, body, at) ");
-        query.push_values(rows, |mut values, (job, work, body)| {
-            values.push_bind(job.0 as i64).push_bind(work.name()).push_bind(body).push_bind(work.at().0 as i64);
-        });
-        let (job, work, _) = &rows[0];
-        query.build().execute(&mut *tx).await.with_context(|| format!("record {} of job {job}", work.name()))?;
+/// Adds the rows of choices, all with one statement: each passes between threads once.
+async fn insert_choices(tx: &mut SqliteConnection, choices: &[&Choice]) -> Result<()> {
+    let now = clock().0 as i64;
+    let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO reservation (job, at) ");
+    query.push_values(choices, |mut values, choice| {
+        values.push_bind(choice.job.0 as i64).push_bind(now);
+    });
+    let bodies: Vec<String> = choices
+        .iter()
+        .map(|choice| serde_json::to_string(&choice.work))
+        .collect::<Result<_, _>>()
+        .context("write work")?;
+    query.push("; INSERT INTO work (job, did, body, at) ");
+    query.push_values(choices.iter().zip(bodies), |mut values, (Choice { job, work, .. }, body)| {
+        values.push_bind(job.0 as i64).push_bind(work.name()).push_bind(body).push_bind(work.at().0 as i64);
+    });
+    query.push("; ");
+    let claims: Vec<&Intent> = choices.iter().map(|choice| &choice.claim).collect();
+    push_intents(&mut query, &claims);
+    let added = query.build().execute(&mut *tx).await.with_context(|| {
+        let jobs: Vec<String> = choices.iter().map(|choice| choice.job.to_string()).collect();
+        format!("choose jobs {}", jobs.join(", "))
+    })?;
+    if (added.rows_affected() as usize) < 3 * choices.len() {
+        make_room(tx, &claims).await?;
     }
     Ok(())
 }

@@ -138,7 +138,7 @@ impl Submitter {
         beat: watch::Receiver<Beat>,
         guard: Guard,
     ) -> Self {
-        let (on_wire, gap_since, changes) = (HashMap::new(), None, store.changes());
+        let (on_wire, gap_since, changes) = (HashMap::new(), None, store.changes_here());
         Self { chain, store, metrics, signer, limits, beat, guard, on_wire, gap_since, changes, postponed: 0 }
     }
 
