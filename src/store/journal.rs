@@ -60,6 +60,9 @@ const NEWEST_LOG: &str = "FROM block CROSS JOIN log ON log.block = block.seq
 const ROWS_OF_BLOCKS: &str = "coalesce((SELECT seq FROM block ORDER BY seq DESC LIMIT 1), 0),
      EXISTS (SELECT 1 FROM block WHERE canonical = 0 AND number BETWEEN ?2 AND ?3)";
 
+/// The greatest number of a job that any log tells of.
+const GREATEST_JOB: &str = "coalesce((SELECT job FROM log WHERE job IS NOT NULL ORDER BY job DESC LIMIT 1), 0)";
+
 /// A log with what we make of it, as it is written.
 struct Entry<'a> {
     /// Its block's row.
@@ -151,7 +154,7 @@ impl Store {
         let begun = async {
             let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
             let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-                "SELECT number, hash, data_version, (SELECT link {NEWEST_LOG}), {ROWS_OF_BLOCKS}
+                "SELECT number, hash, data_version, (SELECT link {NEWEST_LOG}), {ROWS_OF_BLOCKS}, {GREATEST_JOB}
                  FROM pragma_data_version LEFT JOIN cursor"
             )))
             .bind(i64::MAX)
@@ -183,6 +186,7 @@ impl Store {
         let mut kept = self.live.kept(version);
         let mut extended = Extended { logs: logs.len(), ..Extended::default() };
         let newest: Option<&[u8]> = row.get(3);
+        let greatest = JobId(row.get::<i64, _>(6) as u64);
         let mut link = newest.map_or(Ok(B256::ZERO), |_| hash(&row, 3))?;
         let mut entries = Vec::with_capacity(logs.len());
         let mut told: Vec<(JobId, Fact)> = Vec::with_capacity(logs.len());
@@ -204,7 +208,7 @@ impl Store {
                 let_on(place).await;
             }
         };
-        let (projected, ()) = tokio::join!(self.project_on(&mut tx, &told, &mut kept.jobs), linked);
+        let (projected, ()) = tokio::join!(self.project_on(&mut tx, &told, &mut kept.jobs, greatest), linked);
         projected?;
         insert_logs(&mut tx, &entries).await?;
         if !advance(&mut tx, coverage, last.block).await? {

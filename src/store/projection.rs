@@ -115,12 +115,13 @@ impl Store {
     }
 
     /// Folds jobs on, from what was kept of them or from all their facts, with what the chain tells now, `told`, which is stored after
-    /// that; writes what follows, and keeps the folds of those that have not ended.
+    /// that; writes what follows, and keeps the folds of those that have not ended. No log that is stored tells of a job past `greatest`.
     pub(super) async fn project_on(
         &self,
         tx: &mut SqliteConnection,
         told: &[(JobId, Fact)],
         kept: &mut HashMap<JobId, Job>,
+        greatest: JobId,
     ) -> Result<()> {
         let mut news = Facts::new();
         told.iter().for_each(|(job, fact)| news.entry(*job).or_default().push(fact.clone()));
@@ -132,7 +133,8 @@ impl Store {
                 None => others.push(*id),
             }
         }
-        let mut facts = self.chain_facts(tx, &others).await?;
+        let known: Vec<JobId> = others.iter().copied().filter(|job| *job <= greatest).collect();
+        let mut facts = if known.is_empty() { Facts::new() } else { self.chain_facts(tx, &known).await? };
         for job in &others {
             facts.entry(*job).or_default().extend(news.remove(job).unwrap_or_default());
         }
@@ -174,12 +176,6 @@ pub(super) async fn write(
     let without: Vec<JobId> = jobs.iter().copied().filter(|job| !posted.contains(job)).collect();
     changed.extend(remove_jobs(tx, &without).await?);
     changed.sort_unstable();
-    if sqlx::query("SELECT 1 FROM conflict").fetch_optional(&mut *tx).await?.is_some() {
-        sqlx::query("DELETE FROM conflict WHERE job IN (SELECT value FROM json_each(?))")
-            .bind(serde_json::to_string(jobs)?)
-            .execute(&mut *tx)
-            .await?;
-    }
     for conflict in conflicts {
         tracing::error!(job = %conflict.job, %conflict, "what the chain tells of a job contradicts itself: it is left alone");
         sqlx::query("INSERT INTO conflict VALUES (?, ?)")
@@ -204,11 +200,17 @@ async fn canonical_hashes(connection: &mut SqliteConnection, numbers: &[u64]) ->
     rows.iter().map(|row| Ok((row.get::<i64, _>(0) as u64, hash(row, 1)?))).collect()
 }
 
+/// Where it was noted of jobs that their facts conflict, that is forgotten; a list of them and `))` follow.
+const NO_CONFLICT: &str = "DELETE FROM conflict WHERE job IN (SELECT value FROM json_each(";
+
 /// Writes the rows of jobs, and returns the jobs whose row was another or missing.
 async fn write_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<Vec<JobId>> {
     let mut changed = Vec::new();
     for jobs in statements(jobs) {
-        let mut query = QueryBuilder::<Sqlite>::new(format!("INSERT INTO job ({}) ", JobRow::COLUMNS));
+        let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
+        let mut query = QueryBuilder::<Sqlite>::new(NO_CONFLICT);
+        query.push_bind(serde_json::to_string(&ids)?);
+        query.push(format!(")); INSERT INTO job ({}) ", JobRow::COLUMNS));
         query.push_values(jobs, |mut values, job| {
             let row = JobRow::of(job);
             values.push_bind(row.id.0 as i64).push_bind(row.state).push_bind(row.renter.to_vec());
@@ -230,11 +232,11 @@ async fn write_jobs(tx: &mut SqliteConnection, jobs: &[Job]) -> Result<Vec<JobId
                   excluded.requires_proof, excluded.posted_block, excluded.tokens, excluded.output, excluded.paid)
               RETURNING id",
         );
-        let ids: Vec<i64> = query.build_query_scalar().fetch_all(&mut *tx).await.with_context(|| {
-            let ids: Vec<String> = jobs.iter().map(|job| job.id.to_string()).collect();
+        let written: Vec<i64> = query.build_query_scalar().fetch_all(&mut *tx).await.with_context(|| {
+            let ids: Vec<String> = ids.iter().map(JobId::to_string).collect();
             format!("write jobs {}", ids.join(", "))
         })?;
-        changed.extend(ids.into_iter().map(|id| JobId(id as u64)));
+        changed.extend(written.into_iter().map(|id| JobId(id as u64)));
     }
     Ok(changed)
 }
@@ -263,10 +265,12 @@ async fn remove_jobs(tx: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<Jo
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
-    let ids: Vec<i64> = sqlx::query_scalar("DELETE FROM job WHERE id IN (SELECT value FROM json_each(?)) RETURNING id")
-        .bind(serde_json::to_string(jobs)?)
-        .fetch_all(tx)
-        .await?;
+    let ids: Vec<i64> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+        "{NO_CONFLICT} ?1)); DELETE FROM job WHERE id IN (SELECT value FROM json_each(?1)) RETURNING id"
+    )))
+    .bind(serde_json::to_string(jobs)?)
+    .fetch_all(tx)
+    .await?;
     Ok(ids.into_iter().map(|id| JobId(id as u64)).collect())
 }
 

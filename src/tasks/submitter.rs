@@ -88,7 +88,13 @@ impl Task for Submitter {
         if !ready.intents.is_empty() {
             let pulse = self.pulse().await?;
             let fresh = self.sign(ready, &pulse).await?;
-            self.deliver(&fresh).await?;
+            let delivered = self.deliver(&fresh).await;
+            // Not before: writing lines takes time, too.
+            for intent in &fresh {
+                let (kind, hash) = (&intent.kind, intent.attempts[0].hash);
+                tracing::info!(kind, job = ?intent.job.map(|job| job.0), nonce = intent.nonce, %hash, "signed transaction");
+            }
+            delivered?;
             if !fresh.is_empty() {
                 return Ok(Pass::Again);
             }
@@ -207,10 +213,6 @@ impl Submitter {
         }
         if !bytes.is_empty() {
             self.store.sign(&bytes).await?;
-        }
-        for intent in &signed {
-            let (kind, hash) = (&intent.kind, intent.attempts[0].hash);
-            tracing::info!(kind, job = ?intent.job.map(|job| job.0), nonce = intent.nonce, %hash, "signed transaction");
         }
         Ok(signed)
     }
