@@ -218,6 +218,7 @@ impl Store {
         tx.commit().await?;
         self.live.keep(kept);
         self.live.extend(headers, told, version);
+        // Nothing that is to be sent follows from this alone.
         self.changed.send_modify(|count| *count += 1);
         Ok(extended)
     }

@@ -62,7 +62,7 @@ const READERS: u32 = 4;
 const ROWS_WAITING: usize = 2000;
 
 /// Prepared statements that a connection keeps: those that write rows are one for each number of them.
-const STATEMENTS_KEPT: usize = 300;
+const STATEMENTS_KEPT: usize = 400;
 /// Jobs that ended and whose receipts are published next.
 const UNANNOUNCED_MAX: i64 = 10;
 /// Pages that the writer keeps in memory, in KiB: what is written in every block is all over the file's indexes, and SQLite's own
