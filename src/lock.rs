@@ -1,7 +1,8 @@
 //! One process at a time works with a folder of data: the account has one sender then, and the database one that follows the chain.
 //!
 //! The lock is the operating system's (`flock`): it ends with the process, however that ends, and holds between containers that
-//! share the folder; between machines that share it only as far as their file system has such locks.
+//! share the folder; between machines that share it only as far as their file system has such locks. Never looks at what else lies in
+//! the folder, and never says who has it.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;

@@ -85,6 +85,7 @@ pub async fn audit(global: &Global, arguments: &AuditArguments) -> Result<()> {
     }
     let _alone = if arguments.repair { Some(super::alone(&config).await?) } else { None };
     let store = match &arguments.database {
+        None if arguments.repair => history::open_alone(&config).await?,
         None => history::open(&config).await?,
         Some(file) => {
             let decode = Arc::new(config.contracts.decoder());

@@ -61,8 +61,13 @@ pub fn existing(config: &Config) -> Result<PathBuf> {
 /// # Errors
 /// As [`Store::open`]; and if a node runs whose file would be migrated.
 pub async fn open(config: &Config) -> Result<Store> {
-    let path = existing(config)?;
     super::refuse_to_migrate(config).await?;
+    open_alone(config).await
+}
+
+/// As [`open`], for who holds the lock: no node runs.
+pub async fn open_alone(config: &Config) -> Result<Store> {
+    let path = existing(config)?;
     Store::open(&path, config.chain.id, config.contracts.job_marketplace, Arc::new(config.contracts.decoder())).await
 }
 
@@ -220,7 +225,7 @@ fn say_of_node(node: Option<Result<Ready, String>>) -> Result<()> {
 pub async fn rederive(global: &Global) -> Result<()> {
     let config = configuration(global)?;
     let _alone = super::alone(&config).await?;
-    let store = open(&config).await?;
+    let store = open_alone(&config).await?;
     let bar = super::run::progress("logs");
     let (_, logs) = store.journal_head().await?;
     bar.set_length(logs);

@@ -90,9 +90,16 @@ async fn no_command_changes_the_format_of_the_file_of_a_node_that_runs() -> Resu
         assert_eq!(code(&refused), Some(2), "{}", stderr(&refused));
         assert!(stderr(&refused).contains("restart the node first"), "{}", stderr(&refused));
     }
+    // These would work with the data themselves.
+    for arguments in [&["index", "--once"][..], &["rederive"], &["audit", "--repair"]] {
+        let refused = fabstir(&[arguments, &["-c", &config.display().to_string()]].concat())?;
+        assert_eq!(code(&refused), Some(2), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("the node runs"), "{}", stderr(&refused));
+    }
     assert_eq!(format().await?, older);
     drop(lock);
-    let migrated = status()?;
+    // It holds the lock itself, and no node runs.
+    let migrated = fabstir(&["rederive", "-c", &config.display().to_string()])?;
     assert_eq!(code(&migrated), Some(0), "{}", stderr(&migrated));
     assert!(format().await? > older);
     let _lock = Lock::take(&data).await?.context("it is free")?;
