@@ -497,6 +497,11 @@ impl Config {
         self.data_dir.join("calibration.json")
     }
 
+    /// Returns the file in which a running node writes who and where it is, for other programs of its machine.
+    pub fn node_file(&self) -> PathBuf {
+        self.data_dir.join("node.json")
+    }
+
     /// Returns the folder of content-addressed bytes.
     pub fn content(&self) -> PathBuf {
         self.data_dir.join("content")

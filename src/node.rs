@@ -115,6 +115,8 @@ impl Node {
                 config.data_dir.display()
             )
         })?;
+        // Of one that was killed: this one is not there yet.
+        let _ = std::fs::remove_file(config.node_file());
         let chain = Chain::connect(config.chain.endpoints(), config.chain.id, config.contracts.clone()).await?;
         let host = match &config.host {
             Some(host) => Some(Host::prepare(config, host, &chain).await?),

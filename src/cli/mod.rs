@@ -286,17 +286,12 @@ fn configuration(global: &Global) -> Result<Config> {
     Config::load(&global.config).map_err(|error| Fault::Usage.of(error))
 }
 
-/// Where a running node writes who and where it is, for other programs of this machine.
-fn node_file(config: &Config) -> PathBuf {
-    config.data_dir.join("node.json")
-}
-
 /// Returns what the node that runs with the same data says of itself at `/readyz`, or why it says nothing; `None`: none runs.
 async fn readiness(config: &Config) -> Option<Result<Ready, String>> {
-    let file = node_file(config);
+    let file = config.node_file();
     match Lock::is_taken(&config.data_dir) {
         Ok(true) if file.exists() => {}
-        // It starts, or a command works with its data; or a node that was killed left its file.
+        // It starts, or a command works with its data.
         Ok(_) => return None,
         Err(error) => return Some(Err(format!("{error:#}"))),
     }
@@ -343,7 +338,7 @@ async fn alone(config: &Config) -> Result<Lock> {
         || anyhow::anyhow!("the node runs, or a command works with {}: stop it first", config.data_dir.display());
     let lock = Lock::take(&config.data_dir).await?.ok_or_else(|| Fault::Usage.of(taken()))?;
     // Of a node that was killed.
-    let _ = std::fs::remove_file(node_file(config));
+    let _ = std::fs::remove_file(config.node_file());
     Ok(lock)
 }
 
@@ -417,7 +412,7 @@ mod tests {
         health.expect("breaker", Duration::from_secs(60));
         let server = serve(([0, 0, 0, 0], 0).into(), health.clone(), Metrics::new(), Declined::default()).await?;
         let node = serde_json::json!({ "http": server.address });
-        std::fs::write(node_file(&config), node.to_string())?;
+        std::fs::write(config.node_file(), node.to_string())?;
         health.ill("breaker", "the account has 9 wei for gas, the limit is 10: fund it");
         let said = readiness(&config).await.context("it runs")?.map_err(Error::msg)?;
         assert_eq!((said.ready, &*said.problems[0].part), (false, "breaker"));
@@ -426,7 +421,7 @@ mod tests {
         let said = readiness(&config).await.context("it runs")?.map_err(Error::msg)?;
         assert_eq!(said, Ready { ready: true, problems: Vec::new() });
         drop(server);
-        std::fs::write(node_file(&config), "{}")?;
+        std::fs::write(config.node_file(), "{}")?;
         assert!(readiness(&config).await.context("it runs")?.is_err(), "it does not say where");
         drop(lock);
         assert_eq!(readiness(&config).await, None, "it was killed");

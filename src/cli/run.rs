@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::notify::Notify;
-use super::{Fault, Global, alone, configuration, node_file, print_json};
+use super::{Fault, Global, alone, configuration, print_json};
 use crate::chain::{Chain, Failure};
 use crate::config::Config;
 use crate::http::{Health, Metrics};
@@ -45,7 +45,7 @@ pub async fn run(global: &Global) -> Result<()> {
     // For other programs of this machine: where the node is, once it is there.
     let whereabouts =
         json!({ "http": node.http_address(), "p2p": addresses, "host": node.host, "pid": std::process::id() });
-    let file = node_file(&config);
+    let file = config.node_file();
     std::fs::write(&file, whereabouts.to_string()).with_context(|| format!("write {}", file.display()))?;
     let mut beat = tokio::time::interval(notify.beat_every());
     let failed = loop {

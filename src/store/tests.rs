@@ -1057,6 +1057,34 @@ async fn a_choice_is_taken_back_and_a_job_taken_up_again_for_its_own_order() {
 }
 
 #[tokio::test]
+async fn what_was_refused_before_a_job_was_claimed_counts_for_another_order() {
+    let (_file, store) = fresh().await;
+    let queue = async |kind: &'static str, key: &str| {
+        store.queue(&[Intent { kind, ..intent(key, 1) }]).await.unwrap();
+        let open = open_intents(&store).await;
+        open.iter().find(|intent| intent.key == key).expect("it is queued").id
+    };
+    let refused = async |kind: &'static str, key: &str| {
+        let id = queue(kind, key).await;
+        store.drop_intent(id, "the contract would refuse").await.unwrap();
+    };
+    refused("claim", "claim:1").await;
+    refused("commit", "commit:1:0").await;
+    refused("commit", "commit:1:1").await;
+    assert_eq!(states(&store, 1, "commit").await, [IntentState::Dropped; 2]);
+    queue("commit", "commit:1:2").await;
+    refused("claim", "claim:1").await;
+    assert_eq!(states(&store, 1, "claim").await, [IntentState::Dropped]);
+    assert_eq!(states(&store, 1, "commit").await, [IntentState::Queued], "it is under way, whatever it is for");
+    let id = open_intents(&store).await[0].id;
+    store.drop_intent(id, "the contract would refuse").await.unwrap();
+    assert_eq!(states(&store, 1, "commit").await, []);
+    refused("commit", "commit:1:0").await;
+    assert_eq!(states(&store, 1, "commit").await, [IntentState::Dropped]);
+    assert_eq!(store.transactions(Some(JobId(1))).await.unwrap().len(), 6, "all are history");
+}
+
+#[tokio::test]
 async fn one_of_many_gets_the_lease() {
     let (_file, store) = fresh().await;
     let tries = (0..8).map(|_| store.lease(owed(1, Duty::Infer), 3600));
@@ -1631,6 +1659,28 @@ async fn the_breaker_is_told_what_went_wrong_since_the_operator_resumed() {
     assert_eq!(history.failures.iter().map(|it| it.fault).collect::<Vec<_>>(), [Fault::Reverted]);
     assert_eq!(history.gas_wei, U256::from(71));
     assert_eq!(store.breaker_history(RIVAL, since, 300, 10).await.unwrap().gas_wei, U256::ZERO, "not its gas");
+}
+
+#[tokio::test]
+async fn a_failure_counts_until_the_job_is_taken_up_again_for_the_order_that_failed() {
+    let (_file, store) = fresh().await;
+    let first = after(None, 0, &[]);
+    extend(&store, std::slice::from_ref(&first)).await.unwrap();
+    let turn = async |salt: u8, order: u8| {
+        store.rewind(first.0.block.number).await.unwrap();
+        extend(&store, &chain(Some(&first), salt, &[&[[order, 1], [CLAIMED, 1]]])).await.unwrap();
+        store.job(JobId(1)).await.unwrap().expect("posted")
+    };
+    let failures = async || store.breaker_history(US, UnixSeconds(0), 300, 10).await.unwrap().failures.len();
+    for (salt, order) in [(1, TERMS), (2, OTHER_TERMS)] {
+        let (at, deal) = (store.time().await.unwrap(), Some(turn(salt, order).await.terms.deal()));
+        store.record(JobId(1), &Work::Abandoned { at, reason: "the model failed".into(), deal }).await.unwrap();
+    }
+    assert_eq!(failures().await, 2);
+    store.retry(&turn(3, TERMS).await).await.unwrap();
+    assert_eq!(failures().await, 1, "the other failed here all the same");
+    store.retry(&turn(4, OTHER_TERMS).await).await.unwrap();
+    assert_eq!(failures().await, 0);
 }
 
 #[tokio::test]

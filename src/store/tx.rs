@@ -165,15 +165,20 @@ impl Store {
         Ok(added)
     }
 
-    /// Returns how the intents made for each of the jobs stand since it was last retried, by job and kind, oldest first.
+    /// Returns how the intents made for each of the jobs stand, by job and kind, oldest first. Of those that came to nothing, only what
+    /// was made since the operator last had the job retried, and since its newest claim: what came before may have been for another
+    /// order, to which a reorg had given the number.
     pub async fn intents_of(&self, jobs: &[JobId]) -> Result<BTreeMap<(JobId, String), Vec<IntentState>>> {
         let mut intents = BTreeMap::<_, Vec<_>>::new();
         if jobs.is_empty() {
             return Ok(intents);
         }
         let rows = sqlx::query(
-            "SELECT job, kind, state FROM tx_intent WHERE job IN (SELECT value FROM json_each(?))
-             AND key NOT LIKE '%~%' ORDER BY id",
+            "SELECT job, kind, state FROM tx_intent AS made WHERE job IN (SELECT value FROM json_each(?))
+             AND key NOT LIKE '%~%'
+             AND (state IN ('queued', 'signed', 'mined')
+                  OR id >= coalesce((SELECT max(id) FROM tx_intent WHERE job = made.job AND kind = 'claim'), 0))
+             ORDER BY id",
         )
         .bind(serde_json::to_string(jobs)?)
         .fetch_all(&self.readers)

@@ -19,7 +19,7 @@ use crate::market::policy::Policy;
 use crate::market::types::{Address, BlockRef, JobId, U256};
 use crate::store::{Intent, IntentState, OpenIntent, Owed, Store};
 
-/// Tries after which a job is given up: a reorg alone can spoil a few.
+/// Tries since a job was claimed after which it is given up: a reorg alone can spoil a few.
 const TRIES_MAX: u32 = 10;
 /// What was refused [`TRIES_MAX`] times but is never given up is asked for again after this many seconds, and again after as many.
 const AGAIN_SECONDS: u64 = 600;

@@ -65,8 +65,11 @@ async fn a_node_that_cannot_work_refuses_to_start() -> Result<()> {
     let locked_out = refusal(locked_out).await;
     assert!(locked_out.contains("chmod 600") || locked_out.contains("password"), "{locked_out}");
 
+    // What a node that was killed left of itself says nothing of this one, which is not there until its model is loaded.
+    std::fs::write(config.node_file(), r#"{ "http": "127.0.0.1:1" }"#)?;
     // Two nodes would send from one account, and both take up what the file says is left.
     let node = Node::start(&config).await?;
+    assert!(!config.node_file().exists());
     let second = refusal(config.clone()).await;
     let data_dir = config.data_dir.display().to_string();
     assert!(second.contains("another process works with") && second.contains(&data_dir), "{second}");
