@@ -41,15 +41,26 @@ struct Noted {
     handed_on: Vec<(Instant, Content)>,
     /// Requests to send, each with when its answer came, and the answer.
     sent: Vec<(Instant, Content, Content)>,
-    requests: u64,
+    /// When each request came that sends nothing.
+    asked: Vec<Instant>,
 }
 
-/// When the node was first told of each job, and when the chain took its claim.
+/// When the node was first told of each job, when the chain took its claim, and when the node asked for something.
 #[derive(Debug, Default)]
 pub struct Times {
     pub told: HashMap<u64, Instant>,
     pub claimed: HashMap<u64, Instant>,
-    pub requests: u64,
+    /// In order.
+    asked: Vec<Instant>,
+}
+
+impl Times {
+    /// Returns how often the node asked for something between a job's log and its claim, of all jobs together.
+    pub fn asked_between(&self) -> usize {
+        let before = |end: &Instant| self.asked.partition_point(|at| at < end);
+        let between = |(job, told)| Some(before(self.claimed.get(job)?).saturating_sub(before(told)));
+        self.told.iter().filter_map(between).sum()
+    }
 }
 
 impl Between {
@@ -77,7 +88,8 @@ impl Between {
     /// Reads what was noted so far.
     pub fn times(&self) -> Result<Times> {
         let noted = self.noted();
-        let mut times = Times { requests: noted.requests, ..Times::default() };
+        let mut times = Times { asked: noted.asked.clone(), ..Times::default() };
+        times.asked.sort_unstable();
         for (at, answer) in noted.handed_on.iter().filter(|(_, answer)| contains(answer, self.posted.as_bytes())) {
             let answer: Value = serde_json::from_slice(answer).context("an answer of the chain")?;
             let mut jobs = Vec::new();
@@ -113,17 +125,17 @@ impl Between {
     }
 
     async fn answer(&self, body: Content) -> Result<Response> {
+        let (came, sends) = (Instant::now(), contains(&body[..body.len().min(256)], SEND));
         let request = self.client.post(&self.chain).header(header::CONTENT_TYPE, "application/json");
         let answer = request.body(body.clone()).send().await?.bytes().await?;
         let now = Instant::now();
-        let sends = contains(&body[..body.len().min(256)], SEND);
         let mut noted = self.noted();
-        noted.requests += 1;
         if answer.len() > TELLING_BYTES_MIN {
             noted.handed_on.push((now, answer.clone()));
         }
-        if sends {
-            noted.sent.push((now, body, answer.clone()));
+        match sends {
+            true => noted.sent.push((now, body, answer.clone())),
+            false => noted.asked.push(came),
         }
         drop(noted);
         Ok(([(header::CONTENT_TYPE, "application/json")], Body::from(answer)).into_response())

@@ -6,7 +6,7 @@
 //!
 //! - `claim_p50_ms`, `claim_p99_ms`: from the moment the node was handed an answer that tells of the job to the one when the chain had
 //!   accepted its claim, of jobs posted at `--rate` a second; both are seen by an endpoint in between, which only takes note
-//! - `calls_before_claim`: what the node asked the endpoint between the two, for anything, a job: the send is one of them
+//! - `calls_before_claim`: requests of the node, for anything but to send, that came between the two, a job
 //! - `burst_s`: of as many jobs posted in one block, from the first answer that tells of one to the acceptance of the last claim
 //! - `jobs_per_hour`: from the first posting at that rate to the last completion
 //! - `restart_p50_s`, `restart_p99_s`, `restart_mb`: from the start of the process on a file of `--restart-jobs` jobs to the answer of
@@ -203,7 +203,7 @@ async fn at_rate(place: &Place, program: &Path, jobs: u64, rate: u64, report: &m
     let latencies = latencies(&times, first, jobs);
     report.claim_p50_ms = quantile(&latencies, 0.5);
     report.claim_p99_ms = quantile(&latencies, 0.99);
-    report.calls_before_claim = Some(rounded(times.requests as f64 / jobs as f64, 1));
+    report.calls_before_claim = Some(rounded(times.asked_between() as f64 / jobs as f64, 3));
     eprintln!("  claims: p50 {:?} ms, p99 {:?} ms", report.claim_p50_ms, report.claim_p99_ms);
     place.completed(first, jobs).await?;
     let took = began.elapsed().as_secs_f64();

@@ -118,6 +118,13 @@ pub(super) fn chain(parent: Option<&Block>, salt: u8, what: &[&[Says]]) -> Vec<B
     blocks
 }
 
+/// Has a reorg take all after `first` away and put one block in its place, which says `what`. Returns job 1 as it is then.
+async fn turned(store: &Store, first: &Block, salt: u8, what: &[Says]) -> Job {
+    store.rewind(first.0.block.number).await.unwrap();
+    extend(store, &[after(Some(first), salt, what)]).await.unwrap();
+    store.job(JobId(1)).await.unwrap().expect("posted")
+}
+
 pub(super) struct File(TempDir);
 
 impl File {
@@ -1009,11 +1016,7 @@ async fn a_choice_is_taken_back_and_a_job_taken_up_again_for_its_own_order() {
     let (_file, store) = fresh().await;
     let first = after(None, 0, &[]);
     extend(&store, std::slice::from_ref(&first)).await.unwrap();
-    let turn = async |salt: u8, order: u8| {
-        store.rewind(first.0.block.number).await.unwrap();
-        extend(&store, &chain(Some(&first), salt, &[&[[order, 1]]])).await.unwrap();
-        store.job(JobId(1)).await.unwrap().expect("posted")
-    };
+    let turn = async |salt: u8, order: u8| turned(&store, &first, salt, &[[order, 1]]).await;
     let choose = async |job: &Job| {
         let work = Work::Chosen { at: UnixSeconds(1), reasons: Vec::new(), deal: Some(job.terms.deal()) };
         let choice = Choice { job: job.id, work, claim: intent("claim:1", 1) };
@@ -1666,11 +1669,7 @@ async fn a_failure_counts_until_the_job_is_taken_up_again_for_the_order_that_fai
     let (_file, store) = fresh().await;
     let first = after(None, 0, &[]);
     extend(&store, std::slice::from_ref(&first)).await.unwrap();
-    let turn = async |salt: u8, order: u8| {
-        store.rewind(first.0.block.number).await.unwrap();
-        extend(&store, &chain(Some(&first), salt, &[&[[order, 1], [CLAIMED, 1]]])).await.unwrap();
-        store.job(JobId(1)).await.unwrap().expect("posted")
-    };
+    let turn = async |salt: u8, order: u8| turned(&store, &first, salt, &[[order, 1], [CLAIMED, 1]]).await;
     let failures = async || store.breaker_history(US, UnixSeconds(0), 300, 10).await.unwrap().failures.len();
     for (salt, order) in [(1, TERMS), (2, OTHER_TERMS)] {
         let (at, deal) = (store.time().await.unwrap(), Some(turn(salt, order).await.terms.deal()));
