@@ -211,8 +211,9 @@ impl Node {
     ) -> Result<()> {
         let poll = Duration::from_millis(config.chain.poll_ms);
         let (chain, store) = (self.chain.clone(), self.store.clone());
-        let indexer =
+        let mut indexer =
             Indexer::new(chain.clone(), store.clone(), self.health.clone(), metrics.clone(), config.chain.indexer());
+        let nonce = self.host.map(|us| indexer.read_nonce_of(us));
         let heads = config.chain.ws_url.clone().map(Chain::wake_on_blocks);
         let never = || watch::channel(0).1;
         self.drive(indexer, poll, heads.unwrap_or_else(never), &metrics);
@@ -232,7 +233,7 @@ impl Node {
         let watchdog = Watchdog::new(store.clone(), self.health.clone(), metrics.clone(), self.host);
         self.drive(watchdog, watchdog::LOOK_EVERY, never(), &metrics);
         let listener = gossip::Listener { chain: chain.clone(), store: store.clone(), metrics: metrics.clone() };
-        let Some(host) = host else {
+        let (Some(host), Some(nonce)) = (host, nonce) else {
             self.keep(converse(inbound, listener, None, metrics, self.p2p.clone()));
             return Ok(());
         };
@@ -302,7 +303,7 @@ impl Node {
         self.drive(settle, poll, store.changes(), &metrics);
         let (signer, limits) = (host.signer.clone(), host.limits);
         let submitter =
-            Submitter::new(chain.clone(), store.clone(), metrics.clone(), signer, limits, beat, guard.clone());
+            Submitter::new(chain.clone(), store.clone(), metrics.clone(), signer, limits, (beat, nonce), guard.clone());
         self.drive(submitter, poll, store.changes_here(), &metrics);
         let announcer = gossip::Announcer {
             chain: chain.clone(),

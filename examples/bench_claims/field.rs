@@ -37,8 +37,9 @@ pub async fn claim(place: &Place, rate: u64, limit: Duration) -> Result<Vec<f64>
             };
             let data = [&keccak256("claimJob(uint256)")[..4], &U256::from(job).to_be_bytes::<32>()].concat();
             let call = Call { to: contract, data: data.into(), value: U256::ZERO };
-            let (gas, pulse) = (300_000, place.chain.pulse(signer.address()).await?);
-            let (hash, raw) = signer.sign(place.chain.id(), pulse.nonce, gas, pulse.fees, &call).await?;
+            let gas = 300_000;
+            let (pulse, nonce) = tokio::try_join!(place.chain.pulse(), place.chain.nonce(signer.address()))?;
+            let (hash, raw) = signer.sign(place.chain.id(), nonce, gas, pulse.fees, &call).await?;
             place.chain.send(&[raw]).await?.first().context("no answer")?;
             latencies.push(told.elapsed().as_secs_f64() * 1e3);
             while place.chain.ended(&[hash]).await?.is_empty() && Instant::now() < until {

@@ -248,14 +248,14 @@ impl Chain {
     }
 
     /// Returns what a sender must know of the newest block, from one endpoint.
-    pub async fn pulse(&self, account: Address) -> Result<Pulse> {
+    pub async fn pulse(&self) -> Result<Pulse> {
         let chain = self.steady();
         let head = async {
             let head = chain.provider.get_block_by_number(BlockNumberOrTag::Latest).await?;
             head.map(|head| head.header.base_fee_per_gas.unwrap_or(0).into()).context("there is no newest block")
         };
-        let (base_fee, fees, nonce) = tokio::try_join!(head, chain.fees(), chain.nonce(account))?;
-        Ok(Pulse { base_fee, fees, nonce })
+        let (base_fee, fees) = tokio::try_join!(head, chain.fees())?;
+        Ok(Pulse { base_fee, fees })
     }
 
     /// Returns the account's next nonce at the newest block that the chain calls final.
@@ -312,8 +312,6 @@ pub struct Pulse {
     pub base_fee: u128,
     /// For a transaction to be mined soon.
     pub fees: Fees,
-    /// The account's next nonce, as mined blocks have it.
-    pub nonce: u64,
 }
 
 /// A transaction that is in a block.

@@ -6,19 +6,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use tokio::sync::watch;
 
-use super::{LONG_PASS_MAX, Pass, Task};
+use super::{LONG_PASS_MAX, NonceRead, Pass, Task};
 use crate::chain::{Chain, Reach};
 use crate::http::{Health, Kind, Metrics};
 use crate::market::coverage::Coverage;
 use crate::market::event::{Header, Range};
-use crate::market::types::BlockRef;
+use crate::market::types::{Address, BlockRef};
 use crate::store::{Correction, Finality, Store};
 
 pub use super::INDEXER as PART;
 
 /// At the head of the chain, how long a block that was stored is let be before it is noted what is final.
 const BREATH: Duration = Duration::from_millis(25);
+/// How long a block waits at most for the nonce that is read beside it.
+const NONCE_MAX: Duration = Duration::from_millis(500);
 /// The most blocks whose logs are asked for at once on an endpoint's word.
 const CLAIMED_BLOCKS_MAX: u64 = 10_000;
 
@@ -65,6 +68,8 @@ pub struct Indexer {
     /// How many times code was seen to be replaced.
     replaced: usize,
     settings: Settings,
+    /// Whose nonce is read with each new block, and who is told.
+    account: Option<(Address, watch::Sender<NonceRead>)>,
 }
 
 impl Task for Indexer {
@@ -95,8 +100,17 @@ impl Indexer {
     pub fn new(chain: Chain, store: Store, health: Health, metrics: Metrics, settings: Settings) -> Self {
         let reach = Reach::new(CLAIMED_BLOCKS_MAX);
         let doubt_again = Instant::now() + settings.doubt_again;
-        let doubts = Vec::new();
-        Self { pool: chain.clone(), chain, reach, doubts, doubt_again, store, health, metrics, replaced: 0, settings }
+        let (doubts, account) = (Vec::new(), None);
+        let (pool, replaced) = (chain.clone(), 0);
+        Self { pool, chain, reach, doubts, doubt_again, store, health, metrics, replaced, settings, account }
+    }
+
+    /// Has the nonce of `account` read beside each new block at the head. Returns what was read last: of no older block than the newest
+    /// that is stored, unless the node is catching up.
+    pub fn read_nonce_of(&mut self, account: Address) -> watch::Receiver<NonceRead> {
+        let (told, read) = watch::channel(None);
+        self.account = Some((account, told));
+        read
     }
 
     async fn step(&mut self) -> Result<Pass> {
@@ -110,6 +124,7 @@ impl Indexer {
             && head.parent != cursor.hash
             && let Some(fork) = self.fork(cursor, head.block.number).await?
         {
+            self.tell_nonce(None);
             let jobs = self.store.rewind(fork).await?;
             self.metrics.reorgs.inc();
             tracing::warn!(from = cursor.number, to = fork, jobs, "the chain reorganised: rewound");
@@ -129,7 +144,11 @@ impl Indexer {
             {
                 self.claimed(from, last.block.number).await?
             }
-            _ => self.proven(from, head.block.number.min(from + self.settings.blocks_per_step - 1)).await?,
+            _ => {
+                let to = head.block.number.min(from + self.settings.blocks_per_step - 1);
+                let (range, ()) = tokio::join!(self.proven(from, to), self.read_nonce(head.block.number, to));
+                range?
+            }
         };
         let read = began.elapsed();
         let extended = self.store.extend(&range).await?;
@@ -162,6 +181,23 @@ impl Indexer {
             self.health.ill(PART, format!("{} blocks behind", head.block.number - at));
         }
         Ok(Pass::Again)
+    }
+
+    /// Reads the nonce at the newest block, where that is the last of those that are being read: whoever signs for it has no time to
+    /// ask. What cannot be read now is asked for then.
+    async fn read_nonce(&self, head: u64, to: u64) {
+        let Some((account, _)) = self.account.as_ref().filter(|_| to == head) else { return };
+        let read = tokio::time::timeout(NONCE_MAX, self.chain.nonce_at(*account, head)).await;
+        let read = read.unwrap_or_else(|late| Err(late.into()));
+        let read =
+            read.inspect_err(|error| tracing::debug!(head, error = format!("{error:#}"), "no nonce with the block"));
+        self.tell_nonce(read.ok());
+    }
+
+    fn tell_nonce(&self, nonce: Option<u64>) {
+        if let Some((_, told)) = &self.account {
+            told.send_replace(nonce.map(|nonce| (nonce, Instant::now())));
+        }
     }
 
     /// Reads final blocks from `from` on at the endpoint's word, as many as it gives in one answer.

@@ -67,6 +67,9 @@ pub trait Task: Send + 'static {
 /// How long a pass may take that asks an endpoint for much, each answer of which may come late.
 const LONG_PASS_MAX: Duration = Duration::from_secs(600);
 
+/// The next nonce of the host's account as the newest block has it, and when it was read; `None` while that is not known.
+pub type NonceRead = Option<(u64, Instant)>;
+
 /// The name under which the indexer reports its health. It is well only while it is at the head of the chain.
 pub const INDEXER: &str = "indexer";
 /// Attempts after which a duty that keeps failing is given up and the job abandoned.

@@ -13,7 +13,7 @@ use crate::http::Metrics;
 use crate::market::types::{Address, B256, BlockRef};
 use crate::store::{OpenIntent, Store, TxOutcome};
 
-/// Fees and nonce are read again after this long, though no block came and nothing of ours waits.
+/// Fees are read again after this long, though no block came and nothing of ours waits.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(10);
 /// And after this long at least with each block.
 const PULSE_AGE_MIN: Duration = Duration::from_millis(500);
@@ -52,7 +52,7 @@ impl Task for Settle {
         }
         let chain = self.chain.steady();
         let hashes: Vec<B256> = signed.iter().flat_map(|intent| intent.attempts.iter().map(|it| it.hash)).collect();
-        let (pulse, outcomes) = tokio::try_join!(chain.pulse(self.us), mined(&chain, &hashes))?;
+        let (pulse, outcomes) = tokio::try_join!(chain.pulse(), mined(&chain, &hashes))?;
         self.beat.send_replace(Some((pulse, Instant::now())));
         if !outcomes.is_empty() {
             failpoint::hit(Point::BeforeSettle).await?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 
-use super::{Beat, Guard, Pass, Task};
+use super::{Beat, Guard, NonceRead, Pass, Task};
 use crate::chain::call::Call;
 use crate::chain::{Chain, Fees, Pulse, Sent, Signer};
 use crate::failpoint::{self, Point};
@@ -24,6 +24,9 @@ const RESEND_AFTER: Duration = Duration::from_secs(3);
 const RESEND_DOUBLINGS_MAX: u32 = 4;
 /// Fees that were read longer ago are read again before anything is signed with them.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(60);
+/// A nonce that was read longer ago is read again before anything is signed while nothing of ours is in flight: somebody else may have
+/// used the key. One that is as old as a pulse may be does beside what is in flight.
+const NONCE_AGE_MAX: Duration = Duration::from_secs(5);
 /// After a change in the file, how long what is to be signed next is waited for before what waits already is looked at; and how many
 /// changes in a row that may take.
 const BREATH: Duration = Duration::from_millis(25);
@@ -50,6 +53,8 @@ pub struct Submitter {
     signer: Signer,
     limits: Limits,
     beat: watch::Receiver<Beat>,
+    /// Read with each block, before a job of that block is known: a claim waits for no answer.
+    nonce: watch::Receiver<NonceRead>,
     /// While it refuses, claims stay queued.
     guard: Guard,
     /// The attempts that this process put on the wire. What an earlier one sent, and what a reorg gave back, goes out as
@@ -118,34 +123,34 @@ impl Task for Submitter {
         if signed.is_empty() {
             return Ok(Pass::Idle);
         }
-        let pulse = self.pulse().await?;
+        let (pulse, nonce) = (self.pulse().await?, self.nonce(PULSE_AGE_MAX).await?);
         self.deliver(&signed).await?;
-        let mut replaced = self.replace(&signed, &pulse, &orders).await?;
+        let mut replaced = self.replace(&signed, &pulse, nonce, &orders).await?;
         for (intent, order) in orders {
             tracing::info!(intent, order = order.name(), "took the operator's order");
             for what in [OrderKind::Bump, OrderKind::Cancel] {
                 self.store.taken_tx_order(intent, what).await?;
             }
         }
-        replaced.extend(self.fill_gaps(&pulse).await?);
+        replaced.extend(self.fill_gaps(&pulse, nonce).await?);
         self.deliver(&replaced).await?;
         Ok(Pass::Idle)
     }
 }
 
 impl Submitter {
-    /// Returns the task, which signs with the fees that `beat` tells.
+    /// Returns the task, which signs with the fees that `beat` tells, and with nonces from the one on that was read.
     pub fn new(
         chain: Chain,
         store: Store,
         metrics: Metrics,
         signer: Signer,
         limits: Limits,
-        beat: watch::Receiver<Beat>,
+        (beat, nonce): (watch::Receiver<Beat>, watch::Receiver<NonceRead>),
         guard: Guard,
     ) -> Self {
         let (on_wire, gap_since, changes) = (HashMap::new(), None, store.changes_here());
-        Self { chain, store, metrics, signer, limits, beat, guard, on_wire, gap_since, changes, postponed: 0 }
+        Self { chain, store, metrics, signer, limits, beat, nonce, guard, on_wire, gap_since, changes, postponed: 0 }
     }
 
     /// Takes what the operator asked for: what is queued is dropped and bytes are due again at once; what needs new bytes is returned.
@@ -176,7 +181,16 @@ impl Submitter {
         let felt = *self.beat.borrow();
         match felt {
             Some((pulse, at)) if at.elapsed() <= PULSE_AGE_MAX => Ok(pulse),
-            _ => self.chain.pulse(self.signer.address()).await,
+            _ => self.chain.pulse().await,
+        }
+    }
+
+    /// Returns the account's next nonce as a block had it at most so long ago.
+    async fn nonce(&self, age_max: Duration) -> Result<u64> {
+        let read = *self.nonce.borrow();
+        match read {
+            Some((nonce, at)) if at.elapsed() <= age_max => Ok(nonce),
+            _ => self.chain.nonce(self.signer.address()).await,
         }
     }
 
@@ -184,9 +198,8 @@ impl Submitter {
     /// queued; a claim is dropped.
     async fn sign(&mut self, ready: Ready, pulse: &Pulse) -> Result<Vec<OpenIntent>> {
         let Ready { intents: ready, in_flight, next_nonce } = ready;
-        // While nothing of ours is in flight a person may have used the key for a command: the nonce felt last may be taken.
-        let floor = if in_flight == 0 { self.chain.nonce(self.signer.address()).await? } else { pulse.nonce };
-        let mut nonce = next_nonce.max(floor).max(pulse.nonce);
+        let age_max = if in_flight == 0 { NONCE_AGE_MAX } else { PULSE_AGE_MAX };
+        let mut nonce = next_nonce.max(self.nonce(age_max).await?);
         let mut signing = Vec::with_capacity(ready.len());
         for intent in ready {
             let gas = intent.gas.context("a ready intent has a gas limit")?;
@@ -306,6 +319,7 @@ impl Submitter {
         &mut self,
         signed: &[OpenIntent],
         pulse: &Pulse,
+        next_nonce: u64,
         orders: &HashMap<i64, OrderKind>,
     ) -> Result<Vec<OpenIntent>> {
         let in_vain = self.in_vain(signed).await?;
@@ -315,7 +329,7 @@ impl Submitter {
                 continue;
             };
             // Mined, as it seems: its receipt is being looked for.
-            if nonce < pulse.nonce {
+            if nonce < next_nonce {
                 continue;
             }
             let was_oldest = std::mem::replace(&mut oldest, false);
@@ -379,9 +393,9 @@ impl Submitter {
 
     /// Signs empty transactions for nonces that are missing before ours, so that ours get their turn: they were lost with an older
     /// file, or never sent by another program.
-    async fn fill_gaps(&mut self, pulse: &Pulse) -> Result<Vec<OpenIntent>> {
+    async fn fill_gaps(&mut self, pulse: &Pulse, next_nonce: u64) -> Result<Vec<OpenIntent>> {
         let us = self.signer.address();
-        let gaps = self.store.nonce_gaps(us, pulse.nonce).await?;
+        let gaps = self.store.nonce_gaps(us, next_nonce).await?;
         if gaps.is_empty() {
             self.gap_since = None;
             return Ok(Vec::new());

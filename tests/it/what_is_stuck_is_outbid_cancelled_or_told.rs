@@ -1,7 +1,9 @@
 //! A claim that waits in vain for its block: a rise of the base fee is outbid at the claim's own nonce; the operator takes a claim
-//! back, and its nonce with it; another program with the host's key takes the nonce, which is told once the block is final.
+//! back, and its nonce with it; another program with the host's key takes the nonce, which is told once the block is final, or uses the
+//! key in the very block of a job, which the claim knows without asking.
 
 use anyhow::{Context, Result};
+use fabstir::market::job::State;
 use fabstir::market::types::{Address, Bytes, JobId, U256};
 use fabstir::node::Node;
 use fabstir::renter::Posted;
@@ -9,7 +11,7 @@ use fabstir::store::{OrderKind, Ordered};
 use serde_json::json;
 
 use crate::faults::Proxy;
-use crate::world::{Tx, World, nothing_left, transactions, until};
+use crate::world::{Tx, WAIT_MAX, World, nothing_left, transactions, until, until_job};
 
 /// A job whose claim waits for a block that nobody makes.
 async fn waiting_claim(world: &World, host: &Node) -> Result<Posted> {
@@ -78,7 +80,7 @@ async fn another_program_with_the_key_is_told_of_once_its_block_is_final() -> Re
     until("the claim is signed", signed).await?;
     let nonce = claim(&host, posted.job).await?.nonce.context("a nonce")?;
     let call = fabstir::chain::call::Call { to: Address::repeat_byte(9), data: Bytes::new(), value: U256::from(1) };
-    world.chain.transact(&signer, &call, crate::world::WAIT_MAX).await?;
+    world.chain.transact(&signer, &call, WAIT_MAX).await?;
     assert_eq!(world.chain.nonce(signer.address()).await?, nonce + 1);
     proxy.pass();
     world.devnet.rpc("anvil_mine", json!([U256::from(70)])).await?;
@@ -91,6 +93,46 @@ async fn another_program_with_the_key_is_told_of_once_its_block_is_final() -> Re
     })
     .await?;
     assert_eq!(claim(&host, next.job).await?.nonce, Some(nonce + 1));
+    host.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_program_uses_the_key_in_the_block_of_a_job() -> Result<()> {
+    let world = World::new().await?;
+    let proxy = Proxy::start(&world.devnet.rpc_url).await?;
+    let signer = world.account("host").await?;
+    world.register(&signer).await?;
+    let host = Node::start(&world.config("host", true, &proxy.url, &[])?).await?;
+    let renter = world.renter(&host).await?;
+    let call = fabstir::chain::call::Call { to: Address::repeat_byte(9), data: Bytes::new(), value: U256::from(1) };
+    // The host reads its nonce with each block; and where it cannot, before it signs.
+    for read_with_the_block in [true, false] {
+        until("the node is ready", || async { Ok(host.health.problems().is_empty()) }).await?;
+        world.freeze(false).await?;
+        world.caught_up(&host.store).await?;
+        let others = world.chain.nonce(signer.address()).await?;
+        proxy.refuse_those(move |call| {
+            let at = call["params"][1].as_str().unwrap_or("latest");
+            call["method"] == "eth_getTransactionCount" && at.starts_with("0x") != read_with_the_block
+        });
+        let both = async {
+            tokio::try_join!(world.ask(&renter, Address::ZERO, 3600), world.chain.transact(&signer, &call, WAIT_MAX))
+        };
+        let (((_, posted), _), ()) = tokio::try_join!(both, world.mine_waiting(2))?;
+        until("our claim waits for its block", || async { Ok(world.waiting().await? == 1) }).await?;
+        let sent = claim(&host, posted.job).await?;
+        assert_eq!((sent.nonce, sent.state.as_str()), (Some(others + 1), "signed"));
+        assert_eq!(proxy.met() > 0, !read_with_the_block, "what was refused was asked for");
+        proxy.pass();
+        world.freeze(true).await?;
+        world.flow();
+        until_job(&host, posted.job, "is paid", |job| matches!(job.state, State::Released { .. })).await?;
+        nothing_left(&host).await?;
+        assert!(
+            matches!(&transactions(&host, posted.job, "claim").await?[..], [tx] if tx.state == "mined" && tx.hashes.len() == 1)
+        );
+    }
     host.stop().await;
     Ok(())
 }
