@@ -3,10 +3,12 @@
 //! key in the very block of a job, which the claim knows without asking.
 
 use anyhow::{Context, Result};
+use fabstir::chain::call::Call;
+use fabstir::chain::{Mined, Signer};
 use fabstir::market::job::State;
 use fabstir::market::types::{Address, Bytes, JobId, U256};
 use fabstir::node::Node;
-use fabstir::renter::Posted;
+use fabstir::renter::{Posted, Renter};
 use fabstir::store::{OrderKind, Ordered};
 use serde_json::json;
 
@@ -20,6 +22,31 @@ async fn waiting_claim(world: &World, host: &Node) -> Result<Posted> {
     let ((_, posted), ()) = tokio::try_join!(world.ask(&renter, Address::ZERO, 3600), world.mine_waiting(1))?;
     until("our claim waits for its block", || async { Ok(world.waiting().await? == 1) }).await?;
     Ok(posted)
+}
+
+/// A host that reaches the chain through a proxy, and whose key another program has, too.
+struct Shared {
+    world: World,
+    proxy: Proxy,
+    signer: Signer,
+    host: Node,
+    renter: Renter,
+}
+
+async fn shared_key() -> Result<Shared> {
+    let world = World::new().await?;
+    let proxy = Proxy::start(&world.devnet.rpc_url).await?;
+    let signer = world.account("host").await?;
+    world.register(&signer).await?;
+    let host = Node::start(&world.config("host", true, &proxy.url, &[])?).await?;
+    let renter = world.renter(&host).await?;
+    Ok(Shared { world, proxy, signer, host, renter })
+}
+
+/// Has the other program send something, and waits for its block.
+async fn other_sends(world: &World, signer: &Signer) -> Result<Mined> {
+    let call = Call { to: Address::repeat_byte(9), data: Bytes::new(), value: U256::from(1) };
+    world.chain.transact(signer, &call, WAIT_MAX).await
 }
 
 async fn claim(host: &Node, job: JobId) -> Result<Tx> {
@@ -68,19 +95,13 @@ async fn an_operator_takes_a_claim_back_with_its_nonce() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_program_with_the_key_is_told_of_once_its_block_is_final() -> Result<()> {
-    let world = World::new().await?;
-    let proxy = Proxy::start(&world.devnet.rpc_url).await?;
-    let signer = world.account("host").await?;
-    world.register(&signer).await?;
-    let host = Node::start(&world.config("host", true, &proxy.url, &[])?).await?;
-    let renter = world.renter(&host).await?;
+    let Shared { world, proxy, signer, host, renter } = shared_key().await?;
     proxy.refuse("eth_sendRawTransaction");
     let (_, posted) = world.ask(&renter, Address::ZERO, 3600).await?;
     let signed = || async { Ok(transactions(&host, posted.job, "claim").await?.iter().any(|tx| tx.state == "signed")) };
     until("the claim is signed", signed).await?;
     let nonce = claim(&host, posted.job).await?.nonce.context("a nonce")?;
-    let call = fabstir::chain::call::Call { to: Address::repeat_byte(9), data: Bytes::new(), value: U256::from(1) };
-    world.chain.transact(&signer, &call, WAIT_MAX).await?;
+    other_sends(&world, &signer).await?;
     assert_eq!(world.chain.nonce(signer.address()).await?, nonce + 1);
     proxy.pass();
     world.devnet.rpc("anvil_mine", json!([U256::from(70)])).await?;
@@ -99,13 +120,7 @@ async fn another_program_with_the_key_is_told_of_once_its_block_is_final() -> Re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_program_uses_the_key_in_the_block_of_a_job() -> Result<()> {
-    let world = World::new().await?;
-    let proxy = Proxy::start(&world.devnet.rpc_url).await?;
-    let signer = world.account("host").await?;
-    world.register(&signer).await?;
-    let host = Node::start(&world.config("host", true, &proxy.url, &[])?).await?;
-    let renter = world.renter(&host).await?;
-    let call = fabstir::chain::call::Call { to: Address::repeat_byte(9), data: Bytes::new(), value: U256::from(1) };
+    let Shared { world, proxy, signer, host, renter } = shared_key().await?;
     // The host reads its nonce with each block; and where it cannot, before it signs.
     for read_with_the_block in [true, false] {
         until("the node is ready", || async { Ok(host.health.problems().is_empty()) }).await?;
@@ -116,9 +131,7 @@ async fn another_program_uses_the_key_in_the_block_of_a_job() -> Result<()> {
             let at = call["params"][1].as_str().unwrap_or("latest");
             call["method"] == "eth_getTransactionCount" && at.starts_with("0x") != read_with_the_block
         });
-        let both = async {
-            tokio::try_join!(world.ask(&renter, Address::ZERO, 3600), world.chain.transact(&signer, &call, WAIT_MAX))
-        };
+        let both = async { tokio::try_join!(world.ask(&renter, Address::ZERO, 3600), other_sends(&world, &signer)) };
         let (((_, posted), _), ()) = tokio::try_join!(both, world.mine_waiting(2))?;
         until("our claim waits for its block", || async { Ok(world.waiting().await? == 1) }).await?;
         let sent = claim(&host, posted.job).await?;
