@@ -1,4 +1,5 @@
-//! Follows the chain into the store: extend while the next block continues ours, rewind to the fork when it does not.
+//! Follows the chain into the store: extend while the next block continues ours, rewind to the fork when it does not. Beside each new
+//! block it reads the nonce of the host's account, for whoever signs.
 //!
 //! Never decides anything about a job.
 

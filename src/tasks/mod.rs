@@ -1,7 +1,8 @@
 //! What the node does, each task one pass over the store: find a duty of my kind, lease it, do it, record the fact.
 //!
 //! Tasks know the edges and the market, never each other: they meet in the store. A pass takes no input, may be cut off
-//! anywhere and is run again. The only data that bypasses the store is streamed tokens ([`Live`]).
+//! anywhere and is run again. What bypasses the store nobody misses after a restart: streamed tokens ([`Live`]), and what one task
+//! looked up for another a moment ago ([`Beat`], [`NonceRead`], [`Survey`], [`Guard`]).
 
 pub mod breaker;
 pub mod desk;

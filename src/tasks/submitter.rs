@@ -123,8 +123,8 @@ impl Task for Submitter {
         if signed.is_empty() {
             return Ok(Pass::Idle);
         }
-        let (pulse, nonce) = (self.pulse().await?, self.nonce(PULSE_AGE_MAX).await?);
         self.deliver(&signed).await?;
+        let (pulse, nonce) = (self.pulse().await?, self.nonce(PULSE_AGE_MAX).await?);
         let mut replaced = self.replace(&signed, &pulse, nonce, &orders).await?;
         for (intent, order) in orders {
             tracing::info!(intent, order = order.name(), "took the operator's order");

@@ -2,6 +2,8 @@
 //! back, and its nonce with it; another program with the host's key takes the nonce, which is told once the block is final, or uses the
 //! key in the very block of a job, which the claim knows without asking.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use fabstir::chain::call::Call;
 use fabstir::chain::{Mined, Signer};
@@ -10,9 +12,9 @@ use fabstir::market::types::{Address, Bytes, JobId, U256};
 use fabstir::node::Node;
 use fabstir::renter::{Posted, Renter};
 use fabstir::store::{OrderKind, Ordered};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::faults::Proxy;
+use crate::faults::{Proxy, Reply, When};
 use crate::world::{Tx, WAIT_MAX, World, nothing_left, transactions, until, until_job};
 
 /// A job whose claim waits for a block that nobody makes.
@@ -121,22 +123,27 @@ async fn another_program_with_the_key_is_told_of_once_its_block_is_final() -> Re
 #[tokio::test(flavor = "multi_thread")]
 async fn another_program_uses_the_key_in_the_block_of_a_job() -> Result<()> {
     let Shared { world, proxy, signer, host, renter } = shared_key().await?;
-    // The host reads its nonce with each block; and where it cannot, before it signs.
-    for read_with_the_block in [true, false] {
+    // The host reads its nonce with each block; and where that is refused or comes late, before it signs.
+    let refused = Reply::Status(503, "the endpoint has no time");
+    for (which, reply) in [("latest", refused), ("0x", refused), ("0x", Reply::Late(Duration::from_secs(2)))] {
         until("the node is ready", || async { Ok(host.health.problems().is_empty()) }).await?;
         world.freeze(false).await?;
         world.caught_up(&host.store).await?;
         let others = world.chain.nonce(signer.address()).await?;
-        proxy.refuse_those(move |call| {
-            let at = call["params"][1].as_str().unwrap_or("latest");
-            call["method"] == "eth_getTransactionCount" && at.starts_with("0x") != read_with_the_block
+        let met = proxy.met();
+        proxy.request(When::Always, move |calls| {
+            let of_those = |call: &Value| {
+                let at = call["params"][1].as_str().unwrap_or("latest");
+                call["method"] == "eth_getTransactionCount" && at.starts_with(which)
+            };
+            calls.iter().any(of_those).then_some(reply)
         });
         let both = async { tokio::try_join!(world.ask(&renter, Address::ZERO, 3600), other_sends(&world, &signer)) };
         let (((_, posted), _), ()) = tokio::try_join!(both, world.mine_waiting(2))?;
         until("our claim waits for its block", || async { Ok(world.waiting().await? == 1) }).await?;
         let sent = claim(&host, posted.job).await?;
         assert_eq!((sent.nonce, sent.state.as_str()), (Some(others + 1), "signed"));
-        assert_eq!(proxy.met() > 0, !read_with_the_block, "what was refused was asked for");
+        assert_eq!(proxy.met() > met, which != "latest", "only the nonce at a block is asked for");
         proxy.pass();
         world.freeze(true).await?;
         world.flow();

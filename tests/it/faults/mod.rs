@@ -27,8 +27,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 
 use chains::{Chains, Fork, Truth};
-pub use proxy::Proxy;
-use proxy::When;
+pub use proxy::{Proxy, Reply, When};
 use table::TABLE;
 
 /// Blocks that come one by one after the catching up.

@@ -120,11 +120,7 @@ impl Proxy {
     /// Refuses a method from now on; `*` refuses everything.
     pub fn refuse(&self, method: &str) {
         let method = method.to_owned();
-        self.refuse_those(move |call| method == "*" || call["method"] == method.as_str());
-    }
-
-    /// Refuses from now on every request that has one of those calls.
-    pub fn refuse_those(&self, refused: impl Fn(&Value) -> bool + Send + Sync + 'static) {
+        let refused = move |call: &Value| method == "*" || call["method"] == method.as_str();
         self.request(When::Always, move |calls| {
             calls.iter().any(&refused).then_some(Reply::Status(503, "the endpoint has no time"))
         });
